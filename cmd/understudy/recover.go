@@ -32,7 +32,8 @@ written to root disks of their own. A file system on LVM, LUKS
 or a mirror is brought up to date on its own device, which is made by hand and named with
 --disk. Once all of it is on the
 disks, the run directory is removed. What is refused stays in memory, and the exit status
-is 3.`,
+is 3. A disk that is not the pair's, or that somebody else has used since, is left as it
+is, and so is the memory.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := findLeft(first(args))

@@ -64,7 +64,7 @@ machine had mounted from it. The file is removed if all of it is on the disks.`,
 	f := cmd.Flags()
 	f.StringVar(&o.Disk, "disk", "", "write to this `DISK`: a raw image or a block device")
 	f.IntVar(&o.Part, "partition", 0, "`N`: the file system is in partition N of DISK; default: it begins with DISK")
-	f.StringVar(&o.Work, "work", "", "keep the overlay in this `DIR` until it is committed; default: beside DISK (with --mount: the data to be written, in TMPDIR)")
+	f.StringVar(&o.Work, "work", "", "keep the overlay in this `DIR`, on no tmpfs, until it is committed; default: beside DISK (with --mount: the data to be written, in TMPDIR)")
 	f.StringVar(&o.FS, "fs", "", "the file system of DISK in IMAGE, if several have its UUID: a device (vda)")
 	f.StringVar(&o.Guest, "guest", "", "have a guest do the work, with the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched, and only if a guest is needed")
 	f.BoolVar(&o.Partial, "partial", false, "XFS, btrfs: also write files of which a part is not in memory, and may be older on DISK or missing")

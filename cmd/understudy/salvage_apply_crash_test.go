@@ -267,10 +267,16 @@ func TestApplyRefuses(t *testing.T) {
 	b.fails("there are: ", "--fs", "sda")
 	b.fails("boot/vmlinuz", "--guest", t.TempDir())
 
-	small := t.TempDir()
+	small, image := t.TempDir(), filepath.Join(t.TempDir(), "small.img")
 	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=1m"); err != nil {
 		t.Fatal(err)
 	}
+	b.fails("it is in memory", "--work", small)
+	if err := unix.Unmount(small, 0); err != nil {
+		t.Fatal(err)
+	}
+	checked(t, "mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", image, "1m")
+	checked(t, "mount", "-o", "loop", image, small)
 	b.fails("no space left", "--work", small)
 	if err := unix.Unmount(small, 0); err != nil {
 		t.Fatal(err)

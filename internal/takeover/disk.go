@@ -134,7 +134,7 @@ func (r *run) record(disk string, p Progress) error {
 }
 
 // examine examines a disk, and finishes its last commit. It returns no Remains if there is
-// nothing to gather; the report says why. An error means that the disk takes no writes: what is
+// nothing to gather; the report says why. An error means that the disk cannot be opened, or takes no writes: what is
 // unsaved waits in the dead memory until that is mended, and nobody mounts the disk.
 func (r *run) examine(ctx context.Context, disk string) (Remains, Commit, error) {
 	commit := Commit{Disk: disk}
@@ -152,6 +152,9 @@ func (r *run) examine(ctx context.Context, disk string) (Remains, Commit, error)
 		remains, err = r.options.Salvager.Examine(image)
 		return err
 	})
+	if writes == nil { // the disk may be there a moment later, and a mount would lose what memory has for it
+		return nil, commit, err
+	}
 	if err != nil {
 		r.refuse("disk "+disk, err)
 		return nil, commit, nil

@@ -240,6 +240,17 @@ func TestBrokenDisk(t *testing.T) {
 	}
 }
 
+// TestAbsentDisk: a disk that cannot be opened is not mounted either: it may be there a moment later, and then what is
+// unsaved could not be brought to it any more.
+func TestAbsentDisk(t *testing.T) {
+	m := newStand()
+	m.fail["image"] = errors.New("no disk has this serial number")
+	_, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, found: someFiles()}})
+	if !errors.Is(err, m.fail["image"]) || !slices.Equal(m.calls, []string{"fence", "image"}) {
+		t.Errorf("error %v, calls %v", err, m.calls)
+	}
+}
+
 // TestStopIfRefused: the policy makes a takeover fail while the disk is as the dead side left it. A
 // refusal of single files does not.
 func TestStopIfRefused(t *testing.T) {

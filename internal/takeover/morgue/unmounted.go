@@ -3,6 +3,7 @@ package morgue
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/pagecache"
@@ -28,10 +29,15 @@ func wasUnmounted(c *pagecache.Cache, on *salvage.OnDisk, image takeover.Image) 
 			return fmt.Errorf("it is mounted as %s", s.ID)
 		}
 	}
+	return Clean(on, image)
+}
+
+// Clean returns nil if a file system on a disk says that it was unmounted. XFS and btrfs do not say it.
+func Clean(on *salvage.OnDisk, disk io.ReaderAt) error {
 	if on.Family != "ext" {
 		return nil
 	}
-	fs, err := ext4.Open(image)
+	fs, err := ext4.Open(disk)
 	if err != nil {
 		return err
 	}

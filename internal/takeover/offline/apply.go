@@ -93,8 +93,10 @@ func (j *Job) NeedsGuest() bool { return j.Check || len(j.Files)+len(j.Attrs) > 
 // Apply carries out a job. If it fails before the commit, the disk is unchanged, except for the
 // blocks of Job.Free, and the work directory is removed. If guest is nil, the job must not need one.
 func (d *Disk) Apply(ctx context.Context, j Job, guest *Guest) (*Result, error) {
-	if id, unfinished := d.Unfinished(); unfinished && (!d.Other() || id.Sum == j.Identity.Sum) {
+	if id, unfinished := d.Unfinished(); unfinished && !d.Other() {
 		return nil, d.unfinished(id)
+	} else if unfinished && id.Sum == j.Identity.Sum {
+		return nil, d.another()
 	}
 	if err := d.clear(j.Identity); err != nil {
 		return nil, err
@@ -232,6 +234,9 @@ func (d *Disk) Finish(ctx context.Context, id Identity) (*Result, error) {
 	if !unfinished {
 		return nil, errors.New("finish commit: none was broken off")
 	}
+	if d.Other() {
+		return nil, d.another()
+	}
 	if left.Sum != id.Sum {
 		return nil, d.unfinished(left)
 	}
@@ -290,6 +295,16 @@ func known(now, veils []Region, r *record) error {
 func (d *Disk) changed(err error) error {
 	return hint.New("disk "+d.path, inBetween{fmt.Errorf("it was written to since a commit to it was broken off: %w", err)},
 		"It cannot be finished, and what it has now is not to be relied on: restore it to what it was, then remove "+d.work+" and apply again.")
+}
+
+// another says that an interrupted commit was to another disk that had this one's name.
+func (d *Disk) another() error {
+	now, err := d.read(d.left.Before)
+	if err == nil {
+		err = known(now, d.left.veil(), d.left)
+	}
+	return hint.New("disk "+d.path, inBetween{fmt.Errorf("a commit from this memory to a disk of this name was broken off, and this is another disk, or it was restored or used since: %w", err)},
+		"Keep "+d.work+": it may be all that can finish the disk that is partly written. If that has another name now, finish it by that name: understudy salvage apply --finish --work "+filepath.Dir(d.work)+" --disk DISK. If there is no such disk, since it was restored, say, move that directory elsewhere and apply again.")
 }
 
 // read reads regions of the disk.

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/live/foreign"
 	"understudy.dev/understudy/internal/live/hint"
 )
@@ -46,11 +46,38 @@ type custody struct {
 	Boot    string          `json:"boot"`    // this machine's boot_id (random(4)): PID and Started are of that boot
 	Memory  string          `json:"memory"`
 	Places  []Place         `json:"disks"`
+	Done    []doneDisk      `json:"done,omitempty"` // those that are up to date
 	Missing []string        `json:"missing"`
 	Note    json.RawMessage `json:"note,omitempty"` // Adoption.Note
+
+	changed bool // each disk that is not done has changed since its kernel died
+}
+
+// doneDisk is a disk that was brought up to date.
+type doneDisk struct {
+	Place
+	Complete bool `json:"complete"` // nothing was refused
 }
 
 const custodyVersion = 1
+
+// done returns the disk at a place, if it is up to date.
+func (c *custody) done(p Place) (doneDisk, bool) {
+	i := slices.IndexFunc(c.Done, func(d doneDisk) bool { return d.Place == p })
+	if i < 0 {
+		return doneDisk{}, false
+	}
+	return c.Done[i], true
+}
+
+// report returns the report of a disk that an earlier run has brought up to date.
+func (c *custody) report(d doneDisk) *Report {
+	r := &Report{Image: c.Memory, Disk: d.Path, Part: d.Part, Resumed: true, Refused: []Refusal{}, Complete: true, Stages: []StageTime{}}
+	if !d.Complete {
+		r.refuse(Refusal{Reason: d.String() + " was brought up to date by an earlier run, which had refused some of it: that is in memory only, and `salvage list` and `salvage extract` have it"})
+	}
+	return r
+}
 
 // partial is the suffix of the name of a memory file that is not complete yet.
 const partial = ".partial"
@@ -95,11 +122,8 @@ func bootID() (string, error) {
 }
 
 // write makes the record durable.
-func (c *custody) write(path string) (err error) {
+func (c *custody) write(path string) error {
 	c.Version = custodyVersion
-	if c.Boot, err = bootID(); err != nil {
-		return err
-	}
 	return writeJSON(path, c)
 }
 
@@ -124,14 +148,15 @@ func parseCustody(b []byte) (*custody, error) {
 
 // Resume continues a Run with this Record that was interrupted because the process was killed or
 // the machine went down. It ends the QEMU process, if that still exists, and brings its disks up
-// to date. If the disks have changed since, it removes the record and keeps the memory.
+// to date, except for those that it has brought up to date already. If all others have changed since, it
+// removes the record and keeps the memory.
 func (a Adoption) Resume(ctx context.Context) (note json.RawMessage, _ *Adopted, err error) {
 	c, err := readJSON(a.Record, parseCustody)
 	if err != nil {
 		return nil, nil, err
 	}
 	a.Memory = c.Memory
-	if _, err := os.Lstat(c.Memory); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Lstat(c.Memory); errors.Is(err, os.ErrNotExist) && len(c.Done) < len(c.Places) {
 		if err := c.settle(); err != nil {
 			return c.Note, nil, hint.New("go on with "+a.Record, err, "The memory of its machine is gone. If it is not wanted any more, remove that record.")
 		}
@@ -140,7 +165,7 @@ func (a Adoption) Resume(ctx context.Context) (note json.RawMessage, _ *Adopted,
 		return c.Note, c.adopted(), err
 	}
 	out, err := a.finish(ctx, c)
-	if errors.Is(err, salvage.ErrDiskChanged) {
+	if c.changed {
 		err = errors.Join(err, os.Remove(a.Record))
 	}
 	return c.Note, out, err

@@ -13,6 +13,7 @@
 package offline
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -122,15 +123,29 @@ func (d *Disk) open(work string) error {
 	if err != nil {
 		return fmt.Errorf("find work directory: %w", err)
 	}
-	name := filepath.Base(d.path)
-	if d.part != 0 {
-		name += fmt.Sprintf("-part%d", d.part)
-	}
-	d.work = filepath.Join(work, name+workSuffix)
+	d.work = d.workIn(work)
 	if err = d.find(); errors.Is(err, takeover.ErrInBetween) && d.findElsewhere() {
 		return nil
 	}
 	return err
+}
+
+// workIn returns the work directory of this disk in a directory. Elsewhere than beside the disk, its name has a
+// hash of where the disk is: disks in other places may have the same name.
+func (d *Disk) workIn(dir string) string {
+	name, home := filepath.Base(d.path), filepath.Dir(d.path)
+	if d.part != 0 {
+		name += fmt.Sprintf("-part%d", d.part)
+	}
+	plain := filepath.Join(dir, name+workSuffix)
+	if dir == home {
+		return plain
+	}
+	if l, err := readRecord(plain); err == nil && l.Disk == d.path { // of an older program, which left the hash out
+		return plain
+	}
+	sum := sha256.Sum256([]byte(home))
+	return filepath.Join(dir, fmt.Sprintf("%s-%x%s", name, sum[:6], workSuffix))
 }
 
 // find looks for what an earlier run left of this disk.
@@ -151,7 +166,7 @@ func (d *Disk) findElsewhere() bool {
 	beside, _ := os.ReadDir(filepath.Dir(d.work)) // empty if it does not exist or cannot be read
 	for _, e := range beside {
 		dir := filepath.Join(filepath.Dir(d.work), e.Name())
-		if !strings.HasSuffix(dir, workSuffix) {
+		if !strings.Contains(e.Name(), workSuffix) { // an older program set one aside as NAME.understudy-NUMBER
 			continue
 		}
 		l, err := readRecord(dir)
@@ -209,7 +224,7 @@ func (d *Disk) Other() bool { return d.left != nil && d.left.other }
 // disown sets aside the work directory of a commit to another disk, so that it does not concern
 // this one. Its record may be all that can finish the other disk.
 func (d *Disk) disown() error {
-	aside, err := os.MkdirTemp(filepath.Dir(d.work), filepath.Base(d.work)+"-")
+	aside, err := os.MkdirTemp(filepath.Dir(d.work), strings.TrimSuffix(filepath.Base(d.work), workSuffix)+"-*"+workSuffix)
 	if err == nil {
 		err = unix.Rename(d.work, aside) // rename(2) replaces an empty directory
 	}
@@ -226,6 +241,9 @@ func (d *Disk) Work() string { return d.work }
 // clear makes an empty work directory. What an earlier run left there is removed if that run had
 // the same Identity, or had nothing left to do, and is set aside if it was to another disk.
 func (d *Disk) clear(id Identity) error {
+	if err := outlasts(filepath.Dir(d.work), d.path); err != nil {
+		return err
+	}
 	if d.Other() {
 		if err := d.disown(); err != nil {
 			return err

@@ -371,6 +371,7 @@ func TestOther(t *testing.T) {
 func TestDisown(t *testing.T) {
 	tr, d := newTrial(t, true, true)
 	d.breakOff(t, 6)
+	half := tr.disk()
 	if _, err := d.WriteAt(bytes.Repeat([]byte("another "), 128), superAt); err != nil {
 		t.Fatal(err)
 	}
@@ -381,10 +382,10 @@ func TestDisown(t *testing.T) {
 		Identity: trialID, Super: []Region{{Off: superAt, Data: make([]byte, 1024)}},
 		Raw: []Raw{{Off: 2 << 20, Data: bytes.Repeat([]byte("b"), 4096)}},
 	}
-	if _, err := again.Apply(t.Context(), job, nil); !errors.Is(err, takeover.ErrInBetween) {
+	if _, err := again.Apply(t.Context(), job, nil); !errors.Is(err, takeover.ErrInBetween) || !strings.Contains(err.Error(), "Keep "+work) {
 		t.Errorf("the same memory again: %v", err)
 	}
-	if _, err := again.Finish(t.Context(), trialID); !errors.Is(err, takeover.ErrInBetween) || !strings.Contains(err.Error(), "neither the old one nor the new one") {
+	if _, err := again.Finish(t.Context(), trialID); !errors.Is(err, takeover.ErrInBetween) || !strings.Contains(err.Error(), "neither the old one nor the new one") || !strings.Contains(err.Error(), "Keep "+work) {
 		t.Errorf("it is finished: %v", err)
 	}
 	if !bytes.Equal(tr.disk(), was) {
@@ -401,7 +402,7 @@ func TestDisown(t *testing.T) {
 	if _, err := os.Stat(work); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("left %s: %v", work, err)
 	}
-	aside, err := filepath.Glob(filepath.Join(filepath.Dir(work), "*.understudy-*"))
+	aside, err := filepath.Glob(filepath.Join(filepath.Dir(work), "*-*.understudy"))
 	if err != nil || len(aside) != 1 {
 		t.Fatalf("set aside: %v, %v", aside, err)
 	}
@@ -410,6 +411,32 @@ func TestDisown(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(aside[0], redoName)); err != nil {
 		t.Error(err)
+	}
+	// The disk that it is of is finished under its new name, also from where an older program has set it aside.
+	renamed := tr.path + ".renamed"
+	if err := os.WriteFile(renamed, half, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{aside[0], work + "-17"} {
+		if dir != aside[0] {
+			if err := os.Rename(aside[0], dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d, err := Open(renamed, 0, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left, unfinished := d.Unfinished(); !unfinished || d.Other() || left != trialID || d.work != dir {
+			t.Errorf("in %s: unfinished: %v, another disk: %v, %+v", d.work, unfinished, d.Other(), left)
+		}
+		d.Close()
+	}
+	if r, err := Settle(t.Context(), renamed, ""); err != nil || len(r) != 1 {
+		t.Errorf("%v, %d reports", err, len(r))
+	}
+	if got, err := os.ReadFile(renamed); err != nil || !bytes.Equal(got, tr.after) {
+		t.Errorf("%v: it is not as it was to be", err)
 	}
 }
 

@@ -17,7 +17,6 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/live/disk"
-	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/foreign"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/partition"
@@ -42,6 +41,8 @@ type Adoption struct {
 	// Room is a directory for the memory if no disk is a file (otherwise the memory is kept
 	// beside one). Empty means that such a run is refused.
 	Room string
+
+	run func(context.Context, Options) (*Report, error) // Run, unless a test sets it
 }
 
 // Adopted is the result of an Adoption.
@@ -129,11 +130,17 @@ func (a *Adoption) take(ctx context.Context, m *foreign.Machine, disks []foreign
 	if c.Started, err = m.Started(); err != nil {
 		return nil, err
 	}
+	if c.Boot, err = bootID(); err != nil {
+		return nil, err
+	}
 	types, err := a.find(f.Name(), disks, c)
 	if err != nil {
 		return nil, err
 	}
 	if err := a.bootable(ctx, types); err != nil {
+		return nil, err
+	}
+	if err := a.outlasts(c.Places); err != nil {
 		return nil, err
 	}
 	if a.Record != "" {
@@ -149,65 +156,6 @@ func (a *Adoption) take(ctx context.Context, m *foreign.Machine, disks []foreign
 		return nil, err
 	}
 	return c, nil
-}
-
-// finish brings up to date the disks of a machine that has ended.
-func (a *Adoption) finish(ctx context.Context, c *custody) (*Adopted, error) {
-	out := c.adopted()
-	if err := a.apply(ctx, c, out); err != nil {
-		return out, err
-	}
-	if out.Complete() {
-		out.Memory = ""
-		if err := os.Remove(c.Memory); err != nil {
-			return out, err
-		}
-	}
-	if a.Record != "" {
-		return out, os.Remove(a.Record)
-	}
-	return out, nil
-}
-
-// apply brings each file system up to date. If one of them fails, it goes on with the others.
-// All disks are claimed first, so that nobody can start the machine again meanwhile.
-func (a *Adoption) apply(ctx context.Context, c *custody, out *Adopted) (err error) {
-	claims := make(map[string]*fence.Claim)
-	defer func() {
-		for _, held := range claims {
-			err = errors.Join(err, held.Close())
-		}
-	}()
-	for _, p := range c.Places {
-		if claims[p.Path] != nil {
-			continue
-		}
-		claim, err := fence.Take(p.Path)
-		if err != nil {
-			return c.keep(p, err)
-		}
-		claims[p.Path] = claim
-	}
-	var errs []error
-	for _, p := range c.Places {
-		o := a.Options
-		o.Image, o.Disk, o.Part, o.claim = c.Memory, p.Path, p.Part, claims[p.Path]
-		if o.claim.Device && o.Work == "" {
-			o.Work = filepath.Dir(c.Memory) // it had room for the memory
-		}
-		r, err := Run(ctx, o)
-		if err != nil {
-			errs = append(errs, c.keep(p, err))
-			continue
-		}
-		out.Reports = append(out.Reports, r)
-	}
-	return errors.Join(errs...)
-}
-
-// keep adds to an error what to do about a disk that was not brought up to date.
-func (c *custody) keep(p Place, err error) error {
-	return hint.New("bring "+p.String()+" up to date", err, "Its machine's memory is in "+c.Memory+": keep it, and go on with understudy salvage apply "+c.Memory+" --disk "+p.argument()+".")
 }
 
 // place chooses where the memory is kept.

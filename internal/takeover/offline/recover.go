@@ -169,17 +169,21 @@ func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 		}
 		return err
 	case takeover.HandedOver:
-		err := r.apply(ctx, d, Options{Image: heir}, heirSaved)
-		if errors.Is(err, ErrNotMounted) { // it died before the mount, or in the middle of it
-			if err = r.applyIfMounted(ctx, d, active); !errors.Is(err, salvage.ErrDiskChanged) {
-				return err
+		err := r.apply(ctx, d, Options{Image: heir, print: true}, heirSaved)
+		var none *notMounted
+		if errors.As(err, &none) { // it died before the mount, and the disk may have been checked for that
+			err = r.applyIfMounted(ctx, d, active)
+			if errors.Is(err, salvage.ErrDiskChanged) && !none.died.IsZero() {
+				err = r.apply(ctx, d, Options{Image: active, handedOver: &handOver{died: none.died}}, saved)
 			}
-		} else if err != nil {
+			return err
+		}
+		if err != nil {
 			return err
 		}
 		fallthrough
 	case heirSaved:
-		return r.apply(ctx, d, Options{Image: active, handedOver: true}, saved)
+		return r.apply(ctx, d, Options{Image: active, handedOver: &handOver{super: d.Super}}, saved)
 	}
 	return r.applyIfMounted(ctx, d, active)
 }
@@ -193,10 +197,26 @@ func (r *recovery) applyIfMounted(ctx context.Context, d *supervisor.RecordDisk,
 	if err != nil && !d.Lacks() {
 		d.Refused = before
 	}
-	if errors.Is(err, ErrNotMounted) {
-		return nil
+	var none *notMounted
+	if errors.As(err, &none) {
+		return r.lacksNothing(d, none)
 	}
 	return err
+}
+
+// lacksNothing returns nil if a disk that no kernel of the pair had mounted is the pair's disk, and was unmounted.
+func (r *recovery) lacksNothing(d *supervisor.RecordDisk, none *notMounted) error {
+	why := none.unclean
+	switch {
+	case d.UUID == "":
+		why = errors.New("the record of the pair does not say which file system its disk has")
+	case d.UUID != none.uuid:
+		why = fmt.Errorf("the disk of the pair has file system %s", d.UUID)
+	case why == nil:
+		return nil
+	}
+	return hint.New("tell whether the disk lacks something", fmt.Errorf("%w; %w", none, why),
+		"Restore the disk of the pair, or name it (understudy recover --disk "+d.Name+"=DEVICE), and recover again: the memory stays until then. If the disk lacks nothing, or to give it up: understudy down --discard "+r.record.Pair+".")
 }
 
 // apply applies one memory, and records durably that it did.
@@ -218,7 +238,7 @@ func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Option
 	if !report.Complete {
 		d.Refused = new(true)
 	}
-	d.Progress = done
+	d.Progress, d.Super = done, report.print
 	return r.dir.Write(&r.record)
 }
 

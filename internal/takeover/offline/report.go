@@ -34,6 +34,8 @@ type Report struct {
 	// Dump is advice for the operator about a dump that is incomplete.
 	Dump   string      `json:"dump,omitempty"`
 	Stages []StageTime `json:"stages"`
+
+	print string // the fingerprint of the disk; empty unless Options.print asked for it
 }
 
 // FileSystem says which file system of the dead machine it was.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
@@ -47,10 +46,10 @@ type Options struct {
 	// of that run is on Disk. Otherwise this is an error.
 	Forget bool
 
-	// handedOver says that a takeover has carried out the last commit and let another
-	// kernel mount Disk, which died before any service ran. The memory of that kernel has
-	// been applied to Disk, which proves that nobody else has written to it.
-	handedOver bool
+	// handedOver is nil if Disk is to be as Image left it.
+	handedOver *handOver
+	// print asks for Report.print.
+	print bool
 	// claim is the claim on Disk, if there is one already. It is left open.
 	claim *fence.Claim
 }
@@ -78,6 +77,9 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	a := &application{Options: o}
 	defer func() { err = errors.Join(err, a.close()) }()
 	err = a.run(ctx)
+	if err == nil && a.print {
+		a.report.print, err = fingerprint(a.target)
+	}
 	return a.report, err
 }
 
@@ -115,12 +117,19 @@ func (a *application) run(ctx context.Context) (err error) {
 	if a.on, err = salvage.Identify(a.target); err != nil {
 		return fmt.Errorf("open disk %s: %w", a.Disk, err)
 	}
-	if a.fsys, err = a.fileSystem(a.on.UUID); err != nil {
+	var none *notMounted
+	if a.fsys, err = a.fileSystem(a.on.UUID); errors.As(err, &none) {
+		none.uuid, none.unclean, none.died = a.on.UUID.String(), morgue.Clean(a.on, a.target), a.memory.Facts().Now
+	}
+	if err != nil {
 		return err
 	}
 	a.begin()
 	err = a.plan(func(p *salvage.Plan) (err error) {
-		if a.handedOver {
+		if a.handedOver != nil {
+			if err := a.handedOver.check(a.target, a.on); err != nil {
+				return a.unproven(err)
+			}
 			a.unclean, err = unclean(a.target, a.on)
 			return err
 		}
@@ -278,21 +287,10 @@ func (a *application) fileSystem(id pagecache.UUID) (*inventory.FileSystem, erro
 	case 1:
 		return wanted[0], nil
 	case 0:
-		had := "no disk mounted"
-		if len(names) > 0 {
-			had = strings.Join(names, ", ") + " mounted, and not that"
-		}
-		return nil, errors.Join(&notMounted{fmt.Sprintf("open disk %s: it has file system %v: the dead kernel had %s", a.Disk, id, had)}, faults)
+		return nil, a.noneOf(names, id, faults)
 	}
 	return nil, fmt.Errorf("open disk %s: the dead kernel had %d file systems of its UUID mounted: choose one with --fs by its device: %v", a.Disk, len(wanted), names)
 }
-
-// notMounted is ErrNotMounted with what the kernel had.
-type notMounted struct{ what string }
-
-func (n *notMounted) Error() string { return n.what }
-
-func (n *notMounted) Unwrap() error { return ErrNotMounted }
 
 // identity returns the Identity of this death and this file system, which no others have.
 func (a *application) identity() Identity {
@@ -321,7 +319,7 @@ func (a *application) finish(ctx context.Context, left Identity) error {
 	}
 	a.begin()
 	a.report.Resumed = true
-	if a.DryRun {
+	if a.DryRun && !a.target.Other() {
 		return fmt.Errorf("plan for %s: a commit to it was broken off: run the same command without --dry-run, and it goes on", a.Disk)
 	}
 	r, err := a.target.Finish(ctx, a.identity())

@@ -181,7 +181,38 @@ func (s *Supervisor) checkLayered(ctx context.Context, sd *side, d pair.Disk) er
 	if err != nil {
 		return err
 	}
-	return fits(d, newGuestImage(ctx, sd, d.Name, size, nil))
+	image := newGuestImage(ctx, sd, d.Name, size, nil)
+	if err := fits(d, image); err != nil {
+		return err
+	}
+	return s.record(func(r *Record) {
+		for i := range r.Disks {
+			if r.Disks[i].Name == d.Name {
+				r.Disks[i].UUID = uuidOn(image)
+			}
+		}
+	})
+}
+
+// uuidOf returns the UUID of a disk's file system; empty if this machine cannot see that.
+func (s *Supervisor) uuidOf(d pair.Disk) string {
+	if s.holds[d.Image] == nil {
+		return ""
+	}
+	on, err := s.fileSystemOn(d)
+	if err != nil || on == nil {
+		return ""
+	}
+	return uuidOn(on)
+}
+
+// uuidOn returns the UUID of the file system on a disk; empty if there is none that is known.
+func uuidOn(disk io.ReaderAt) string {
+	fs, err := salvage.Identify(disk)
+	if err != nil {
+		return ""
+	}
+	return fs.UUID.String()
 }
 
 // unfinished describes a disk that is in between. Start finishes its commit.

@@ -172,7 +172,14 @@ func (s *Supervisor) keepDead(spec *partition.Spec) error {
 func (s *Supervisor) dead() *DeadSide { return s.recorded().Dead }
 
 // Kept returns the memory of sides that died before, with what could not be brought to the disks.
-func (s *Supervisor) Kept() []KeptMemory { return s.recorded().Kept }
+func (s *Supervisor) Kept() []KeptMemory { return s.withoutOwn(s.recorded().Kept) }
+
+// withoutOwn leaves out the memory that partitions use now: it is recorded as kept while they stop.
+func (s *Supervisor) withoutOwn(kept []KeptMemory) []KeptMemory {
+	return slices.DeleteFunc(slices.Clone(kept), func(k KeptMemory) bool {
+		return k.File == s.dir.RAM(s.Pair.Partitions[0].Name) || k.File == s.dir.RAM(s.Pair.Partitions[1].Name)
+	})
+}
 
 // linkKept gives a side's memory a name that no partition uses. A supervisor that was killed may have done so
 // already without recording it.
@@ -242,17 +249,6 @@ func (s *Supervisor) rescue(ctx context.Context, i int) error {
 		err = fmt.Errorf("root disk of partition %s: %w", p.Name, err)
 	}
 	return err
-}
-
-// keepRoot records that the memory of partition i has what its root disk may lack, if there is somebody
-// to bring it there.
-func (s *Supervisor) keepRoot(i int) error {
-	root := s.rescuedRoot(i)
-	if root == "" || s.discarded || !s.recorded().Saved {
-		return nil
-	}
-	d := DeadSide{Name: s.Pair.Partitions[i].Name, Root: root}
-	return s.record(func(r *Record) { r.Kept = append(r.Kept, KeptMemory{File: s.dir.RAM(d.Name), Why: d.kept()}) })
 }
 
 // rescueRoots rescues the root disks of all partitions, none of which still runs or is to boot. If

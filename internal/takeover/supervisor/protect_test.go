@@ -315,14 +315,16 @@ func TestUnrecordedStop(t *testing.T) {
 func TestCloseRoots(t *testing.T) {
 	broken := errors.New("no room")
 	for name, tc := range map[string]struct {
-		runs, discarded bool
-		rescue          error
-		kept            bool
+		runs, ended, discarded bool
+		rescue                 error
+		kept                   bool
 	}{
 		"dead":                         {},
 		"dead, no rescue":              {rescue: broken, kept: true},
 		"dead, in between":             {rescue: takeover.ErrInBetween, kept: true},
 		"not powered off":              {runs: true},
+		"dead before it is asked":      {runs: true, ended: true},
+		"dead before, no rescue":       {runs: true, ended: true, rescue: broken, kept: true},
 		"not powered off, no rescue":   {runs: true, rescue: broken, kept: true},
 		"not powered off, not wanted":  {runs: true, rescue: broken, discarded: true},
 		"not powered off, in between ": {runs: true, rescue: takeover.ErrInBetween, kept: true},
@@ -343,8 +345,15 @@ func TestCloseRoots(t *testing.T) {
 			}
 			if tc.runs {
 				s.sides[0] = running(t, s)
+				if err := s.record(s.saved); err != nil { // as Stop does
+					t.Fatal(err)
+				}
 			} else if err := s.dir.Write(&Record{Pair: "p", Saved: true, Dead: &DeadSide{Name: "left", Root: s.Pair.Partitions[0].Root}}); err != nil {
 				t.Fatal(err)
+			}
+			if tc.ended {
+				s.sides[0].process.Kill()
+				<-s.sides[0].process.Ended()
 			}
 			if tc.discarded {
 				if err := s.Discard(); err != nil {

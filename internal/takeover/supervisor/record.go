@@ -23,7 +23,7 @@ const recordName = "record.json"
 type Record struct {
 	Version int    `json:"version"`
 	Pair    string `json:"pair"`
-	// Active is the partition that has the disks mounted, or had when it died.
+	// Active is the partition that has the disks mounted, or had when it died; empty while the pair boots.
 	Active string `json:"active"`
 	// Heir is the partition that takes over from Active; empty if none does.
 	Heir  string       `json:"heir,omitempty"`
@@ -41,13 +41,14 @@ type Record struct {
 	// Dead is a side that was taken over from, until its partition is cleared. It is nil if
 	// nothing needs the memory of such a side.
 	Dead *DeadSide `json:"dead,omitempty"`
-	// Kept is the memory of sides that died before, whose partitions run again.
+	// Kept is the memory of sides that died before, whose partitions run again; and, once Saved, the memory
+	// of systems that may have what their root disks lack, until they are powered off.
 	Kept []KeptMemory `json:"kept,omitempty"`
 	// Roots are the partitions whose own root disks were brought up to date after the pair had ended. Partly are those
 	// where something was refused: a second try would not miss it.
 	Roots  []string `json:"roots,omitempty"`
 	Partly []string `json:"partly,omitempty"`
-	// Saved says that everything that was in the memory of Active and Heir is on the disks.
+	// Saved says that everything that was in the memory of Active and Heir is on the shared disks.
 	Saved bool `json:"saved"`
 	// Why says what has ended the pair, for people; empty while a supervisor lives.
 	Why string `json:"why,omitempty"`
@@ -58,9 +59,14 @@ type RecordDisk struct {
 	Name  string `json:"name"`
 	Image string `json:"image"`
 	Part  int    `json:"part,omitempty"` // the partition of Image that has the file system
+	// UUID is that of the file system; empty if it is not known: older programs did not record it.
+	UUID string `json:"uuid,omitempty"`
 	// Layers are the layers between that and the file system; empty if there are none.
 	Layers   []string          `json:"layers,omitempty"`
 	Progress takeover.Progress `json:"progress,omitempty"`
+	// Super is a fingerprint of the disk, if recover has applied the understudy's memory to it, and is still to apply
+	// the dead side's. It is empty if an older program did that.
+	Super string `json:"super,omitempty"`
 	// Refused says whether the memory has data that could not be brought to the disk. It is nil if
 	// that is not known: older programs did not record it.
 	Refused *bool `json:"refused,omitempty"`
@@ -87,7 +93,7 @@ func (d *DeadSide) because(why string) {
 // kept returns why the memory is still needed.
 func (d *DeadSide) kept() string {
 	if d.Why == "" {
-		return fmt.Sprintf("its unsaved data has not been written to its root disk, %s: understudy salvage apply FILE --disk %s writes it", d.Root, d.Root)
+		return fmt.Sprintf("its unsaved data may not be on its root disk, %s: understudy recover writes it there", d.Root)
 	}
 	return d.Why
 }
@@ -138,6 +144,9 @@ func OpenRunDir(path string) (*RunDir, error) {
 	if err == nil {
 		d.Record = &Record{}
 		err = json.Unmarshal(b, d.Record)
+	}
+	if err == nil && d.Record.Active == "" { // the pair was booting: nobody had mounted a shared disk
+		d.Record.Disks = nil
 	}
 	if err == nil && d.Record.Version != recordVersion && d.Record.Version != deadVersion {
 		err = fmt.Errorf("it has version %d, and this program knows %d and %d: use the one that wrote it", d.Record.Version, recordVersion, deadVersion)
@@ -232,10 +241,14 @@ func (u *Unsaved) Error() string {
 		u.Dir, u.Record.Pair, why, u.Record.Pair, u.Record.Pair)
 }
 
-// AtStake reports whether the memory files may have data that is nowhere else.
+// AtStake reports whether the memory files may have data that is nowhere else. They may if that is not known.
 func (d *RunDir) AtStake() bool {
 	r := d.Record
-	return r != nil && (!r.Saved && len(r.Disks) > 0 || len(r.Kept) > 0 || r.Dead != nil)
+	if r == nil {
+		return false
+	}
+	lacking, err := d.LackingRoots()
+	return !r.Saved && len(r.Disks) > 0 || len(r.Kept) > 0 || r.Dead != nil || len(lacking) > 0 || err != nil
 }
 
 // Write makes a record durable.

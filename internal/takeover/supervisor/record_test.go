@@ -1,7 +1,9 @@
 package supervisor
 
 import (
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -9,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/pair"
 )
 
 // TestRecordWithoutRoom checks that the record can be written when the run directory is
@@ -79,5 +83,80 @@ func TestRecordVersion(t *testing.T) {
 	}
 	if _, err := open(); err == nil || !strings.Contains(err.Error(), "version 3") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestAtStake checks which run directories that a killed supervisor has left are at stake, and that a new pair removes
+// the others.
+func TestAtStake(t *testing.T) {
+	disks := []RecordDisk{{Name: "data"}}
+	for name, tc := range map[string]struct {
+		record    Record
+		root, bad bool // the pair has a root disk; its description cannot be read
+		want      bool
+	}{
+		"nothing":               {Record{Active: "left"}, false, false, false},
+		"a shared disk":         {Record{Active: "left", Disks: disks}, false, false, true},
+		"saved":                 {Record{Active: "left", Disks: disks, Saved: true}, true, false, false},
+		"booting":               {Record{Disks: disks}, false, false, false},
+		"booting, root disk":    {Record{Disks: disks}, true, false, true},
+		"a root disk":           {Record{Active: "left"}, true, false, true},
+		"up to date":            {Record{Active: "left", Roots: []string{"left"}}, true, false, false},
+		"unknown pair":          {Record{Active: "left"}, true, true, true},
+		"unknown pair, booting": {Record{}, true, true, true},
+	} {
+		s := graveyard(t)
+		if !tc.root {
+			s.Pair.Partitions[0].Root = ""
+		}
+		if err := errors.Join(s.keepPair(), s.dir.Write(&tc.record)); err != nil {
+			t.Fatal(err)
+		}
+		if tc.bad {
+			if err := os.WriteFile(filepath.Join(s.dir.Path, pairName), []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d, err := makeRunDir(s.dir.Path)
+		if err == nil {
+			err = d.Close()
+		}
+		var unsaved *Unsaved
+		if errors.As(err, &unsaved) != tc.want || err != nil && !tc.want {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Stat(s.dir.RAM("left")); (err == nil) != tc.want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestRecordUUID checks that records have the UUIDs of the file systems that this machine can see.
+func TestRecordUUID(t *testing.T) {
+	if _, err := exec.LookPath("mke2fs"); err != nil {
+		tier.Lacks(t, err)
+	}
+	path := filepath.Join(t.TempDir(), "disk.img")
+	other := path + ".other"
+	const uuid = "b7680606-587d-4626-a630-236869cec2c7"
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 4<<20), os.WriteFile(other, make([]byte, 4096), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mke2fs", "-qF", "-U", uuid, path).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	p := &pair.Pair{Name: "p", Disks: []pair.Disk{{Name: "plain", Image: path}, {Name: "layered", Image: other, LVM: "group/name"}}}
+	s := newSupervisor(p, Options{}, &RunDir{Path: t.TempDir()})
+	if err := s.hold(fence.Keep); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.release() }()
+	for range 2 {
+		if err := s.record(func(*Record) {}); err != nil {
+			t.Fatal(err)
+		}
+		if d := s.dir.Record.Disks; d[0].UUID != uuid || d[1].UUID != "" {
+			t.Errorf("%+v", d)
+		}
 	}
 }

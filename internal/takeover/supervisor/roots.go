@@ -12,8 +12,8 @@ import (
 
 // LackingRoots returns the partitions whose own root disks may lack data that only their memory in the run directory
 // has. For a pair that ended badly, these are all partitions except those whose disks have that data, or as much of
-// it as could be brought there. For other pairs, it is a dead side whose root disk was not rescued yet, or whose
-// memory is kept for it.
+// it as could be brought there. For other pairs, it is a dead side whose root disk was not rescued yet, or a side
+// whose memory is kept for it: one that was not powered off.
 func (d *RunDir) LackingRoots() ([]pair.Partition, error) {
 	whole, err := d.pair()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -59,7 +59,7 @@ func (d *RunDir) RootHas(r *Record, p pair.Partition) {
 }
 
 // RootLacks changes r, which is to be written, to say that it does not, and why: ErrPartly if everything was brought
-// there that can be.
+// there that can be, nil if nothing was tried yet.
 func (d *RunDir) RootLacks(r *Record, p pair.Partition, why error) {
 	lacking := DeadSide{Name: p.Name, Root: p.Root}
 	if errors.Is(why, ErrPartly) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"sync"
 	"time"
 
@@ -47,11 +49,22 @@ func (s *Supervisor) halt(ctx context.Context) error {
 	err := s.stopLimited(ctx, active)
 	switch {
 	case err == nil:
-		return s.recordStop(ctx, func(r *Record) { r.Saved, r.Stopping = true, false })
+		return s.recordStop(ctx, s.saved)
 	case ctx.Err() != nil: // it is dead
 		return errors.Join(err, context.Cause(ctx))
 	}
 	return errors.Join(err, s.resume(context.WithoutCancel(ctx), active))
+}
+
+// saved changes r, which is to be written, to say that the shared disks have everything. The root disks have not,
+// before their systems are powered off.
+func (s *Supervisor) saved(r *Record) {
+	r.Saved, r.Stopping = true, false
+	for i, p := range s.Pair.Partitions {
+		if _, err := os.Stat(s.dir.RAM(p.Name)); s.rescuedRoot(i) != "" && !errors.Is(err, fs.ErrNotExist) {
+			s.dir.RootLacks(r, p, nil)
+		}
+	}
 }
 
 // recordStop records how far the active side has stopped, unless ctx has ended, since the side is
@@ -104,7 +117,6 @@ func (sd *side) save(ctx context.Context, limit time.Duration) error {
 
 // Discard says that what is in memory only is not wanted: Close removes it.
 func (s *Supervisor) Discard() error {
-	s.discarded = true
 	return s.record(func(r *Record) { r.Saved, r.Kept, r.Dead = true, nil, nil })
 }
 
@@ -152,7 +164,7 @@ const powerOffLimit = 2 * time.Minute
 
 // powerOff shuts down the sides that run a system from their own root disks, so that all their data is
 // on those disks. It does nothing if something is in memory only: then everything is to stay as it is.
-// The memory of a side that does not shut down is recorded as kept, until its root disk is rescued.
+// The memory of a side that does not shut down stays recorded as kept, until its root disk is rescued.
 func (s *Supervisor) powerOff() error {
 	if s.dir.Record != nil && !s.dir.Record.Saved {
 		return nil
@@ -168,8 +180,9 @@ func (s *Supervisor) powerOff() error {
 		g.Go(func() {
 			if err := sd.powerOff(ctx); err != nil {
 				s.log("root disk of partition %s: what was not written is in memory only: %v", sd.name, err)
-				errs[i] = s.keepRoot(sd.index)
+				return
 			}
+			errs[i] = s.record(func(r *Record) { s.dir.RootHas(r, s.Pair.Partitions[sd.index]) })
 		})
 	}
 	g.Wait()
@@ -179,8 +192,8 @@ func (s *Supervisor) powerOff() error {
 // powerOff shuts the side down, and returns when its process has ended.
 func (sd *side) powerOff(ctx context.Context) error {
 	select {
-	case <-sd.process.Ended(): // it was dead already
-		return nil
+	case <-sd.process.Ended():
+		return errors.New("power it off: it was dead already")
 	default:
 	}
 	if err := sd.reach(ctx); err != nil {

@@ -3,6 +3,8 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -45,6 +47,60 @@ func TestRecordStop(t *testing.T) {
 	}
 	if err := s.recordStop(t.Context(), saved); err != nil || !s.recorded().Saved {
 		t.Errorf("%v, %+v", err, s.recorded())
+	}
+}
+
+// TestStoppedRoots checks that a system with its own root disk is at stake once its pair has stopped, until it is
+// powered off: neither another supervisor nor a down removes its memory if its supervisor is killed before that.
+func TestStoppedRoots(t *testing.T) {
+	s := graveyard(t)
+	before := KeptMemory{File: filepath.Join(s.dir.Path, "kept-1-left.ram"), Why: "2 things"}
+	if err := errors.Join(s.keepPair(), s.record(func(r *Record) { r.Saved, r.Active, r.Kept = false, "left", []KeptMemory{before} })); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // as after a switch that has failed
+		if err := s.recordStop(t.Context(), s.saved); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(s.recorded().Kept); n != 2 || len(s.Kept()) != 1 {
+		t.Errorf("%d are recorded, %d are reported", n, len(s.Kept()))
+	}
+	var unsaved *Unsaved
+	if _, err := makeRunDir(s.dir.Path); !errors.As(err, &unsaved) || !strings.Contains(err.Error(), "understudy recover") {
+		t.Errorf("%v", err)
+	}
+	d, err := OpenRunDir(s.dir.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	lacking, err := d.LackingRoots()
+	if b, read := os.ReadFile(d.RAM("left")); string(b) != "memory" || err != nil || len(lacking) != 1 {
+		t.Errorf("%q, %v; %+v, %v", b, read, lacking, err)
+	}
+	s.dir.RootHas(d.Record, s.Pair.Partitions[0]) // as powerOff does
+	if kept := d.Record.Kept; len(kept) != 1 || kept[0] != before {
+		t.Errorf("once it is off: %+v", kept)
+	}
+}
+
+// TestUndo checks that a start that fails does not lose what a system that has come up has in memory only.
+func TestUndo(t *testing.T) {
+	t.Parallel() // it waits for an agent
+	s := graveyard(t)
+	if err := errors.Join(s.dir.take(), s.keepPair(), s.dir.Write(&Record{Pair: "p", Disks: []RecordDisk{{Name: "data"}}})); err != nil {
+		t.Fatal(err)
+	}
+	broken := errors.New("no room")
+	s.options.Rescue = func(context.Context, string, string) error { return broken }
+	s.sides[0] = running(t, s)
+	var unsaved *Unsaved
+	if err := s.undo(); !errors.Is(err, broken) || !errors.As(err, &unsaved) {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(s.dir.RAM("left")); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -78,7 +78,6 @@ type Supervisor struct {
 	staging   *device.Staging
 	crashLoop crashLoop
 	hurry     chan struct{} // ends Protect's pause
-	discarded bool          // what is in memory only is not wanted
 
 	recording sync.Mutex // protects the record, and unrecorded
 	// unrecorded makes the changes that could not be recorded: what needs a dead side's memory,
@@ -133,10 +132,9 @@ func Start(ctx context.Context, p *pair.Pair, o Options) (*Supervisor, error) {
 func (s *Supervisor) undo() error {
 	var err error
 	switch {
-	case !s.dir.AtStake():
-	case s.active == nil: // no side has mounted anything yet
-		err = s.Discard()
-	default:
+	case s.active == nil && s.dir.Record != nil: // no side has mounted a shared disk yet
+		err = s.record(s.saved)
+	case s.dir.AtStake():
 		err = s.active.whileAlive(context.Background(), s.Stop)
 	}
 	return errors.Join(err, s.Close())
@@ -163,6 +161,9 @@ func (s *Supervisor) start(ctx context.Context) error {
 		return err
 	}
 	s.staging = staging
+	if err := s.recordRest(); err != nil { // a system that boots may write to its root disk
+		return err
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range s.Pair.Partitions {
 		g.Go(func() (err error) {
@@ -387,7 +388,7 @@ func (s *Supervisor) record(change func(*Record)) error {
 		r.Disks, r.Kept, r.Sides = slices.Clone(r.Disks), slices.Clone(r.Kept), slices.Clone(r.Sides)
 	} else {
 		for _, d := range s.Pair.Disks {
-			r.Disks = append(r.Disks, RecordDisk{Name: d.Name, Image: d.Image, Part: d.Part, Layers: d.Layers()})
+			r.Disks = append(r.Disks, RecordDisk{Name: d.Name, Image: d.Image, Part: d.Part, UUID: s.uuidOf(d), Layers: d.Layers()})
 		}
 	}
 	if s.unrecorded != nil {

@@ -62,7 +62,7 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	if err != nil {
 		stop() // it reads the beat page of a side that is about to be ended
 		m.drop()
-		return nil, s.GiveUp(err)
+		return nil, s.GiveUp(errors.Join(err, s.refuseUnstored(hctx)))
 	}
 	dead := s.active
 	s.mu.Lock()
@@ -77,22 +77,77 @@ func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeo
 	serves := s.active.name
 	errs := []error{s.needDead(left, func(r *Record) {
 		r.Active, r.Heir, r.Understudy, r.Frozen, r.Saved, r.Stopping = serves, "", "", "", false, false
+		r.Kept = s.withoutOwn(r.Kept)
 		for i := range r.Disks {
 			r.Disks[i].Progress, r.Disks[i].Refused = "", nil
 		}
 	})}
 	err = serving.Settle(hctx)
+	unstored := s.unstored(hctx, err)
 	left.Why = ""
 	if n := serving.Refusals(); n > 0 {
 		left.Why = fmt.Sprintf("%d things were not brought to the disks, as the report of the takeover says", n)
 	}
-	// If the heir has died, the next takeover, or recover, gets all of it from the heir's memory.
-	if err != nil && hctx.Err() == nil {
-		err = fmt.Errorf("%w: what was brought over is not durable yet, so the memory of partition %s is kept", err, dead.name)
-		left.Why = err.Error()
+	if unstored != nil {
+		err = fmt.Errorf("%w: what was brought over is not durable yet, so the memory of partition %s is kept", unstored, dead.name)
+		left.because(err.Error())
 	}
 	errs = append(errs, err, s.needDead(left, func(*Record) {}), s.closeMorgue(), s.staging.Reset())
 	return serving.Report, errors.Join(errs...)
+}
+
+// unstored returns why what was brought over may not be on the disks, after a sync by the heir that ended with err. If
+// the heir has died, its memory has what it had not written yet, for the next takeover or recover. The files that it had
+// written are not in its page cache: this machine must store them.
+func (s *Supervisor) unstored(hctx context.Context, err error) error {
+	if err == nil || hctx.Err() == nil {
+		return err
+	}
+	return s.store(hctx, s.Pair.Disks...)
+}
+
+// store makes durable what QEMU has written to disks. It fails if a flush of QEMU's has failed: this machine's kernel
+// then takes the data for written, but it reports the error on our descriptors, too (errseq_t).
+func (s *Supervisor) store(hctx context.Context, disks ...pair.Disk) error {
+	if why := context.Cause(hctx); errors.Is(why, errNoFlush) {
+		return why
+	}
+	stored := make(chan error, 1)
+	var holds []*fence.Hold
+	for _, d := range disks {
+		for _, image := range d.Images() {
+			holds = append(holds, s.holds[image])
+		}
+	}
+	go func() {
+		var errs []error
+		for _, h := range holds {
+			errs = append(errs, h.Sync())
+		}
+		stored <- errors.Join(errs...)
+	}()
+	select {
+	case err := <-stored:
+		return err
+	case <-time.After(saveLimit):
+		return fmt.Errorf("store what was written to the disks: not done within %v", saveLimit)
+	}
+}
+
+// refuseUnstored records, after a takeover that failed, which disks may lack something that was brought to them. Only
+// the dead side's memory has that. It must not be written again: services may have changed the files since.
+func (s *Supervisor) refuseUnstored(hctx context.Context) error {
+	var errs []error
+	for i, d := range s.recorded().Disks {
+		if d.Progress != takeover.Applied {
+			continue
+		}
+		if err := s.store(hctx, s.Pair.Disks[i]); err != nil {
+			errs = append(errs, fmt.Errorf("what was brought to disk %s may not be on it, and stays in memory: %w", d.Name, err),
+				s.record(func(r *Record) { r.Disks[i].Refused = new(true) }))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // needDead records why the memory of a side that was taken over from is still needed, together
@@ -147,6 +202,9 @@ func (s *Supervisor) takeoverOptions() takeover.Options {
 	return o
 }
 
+// errNoFlush ends a takeover whose heir cannot write any more.
+var errNoFlush = errors.New("the understudy stands still in the takeover: " + noFlush)
+
 // watchHeir returns a context that ends, with the reason, if the understudy dies while it
 // takes over, or cannot write any more.
 func (s *Supervisor) watchHeir(ctx context.Context) (context.Context, func()) {
@@ -155,7 +213,7 @@ func (s *Supervisor) watchHeir(ctx context.Context) (context.Context, func()) {
 	w.held = func(why string) {
 		s.held(false, why)
 		if why == noFlush {
-			cancel(fmt.Errorf("the understudy stands still in the takeover: %s", why))
+			cancel(errNoFlush)
 		}
 	}
 	done := make(chan struct{})
