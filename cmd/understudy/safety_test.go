@@ -184,13 +184,15 @@ func TestSupervisorKilledStopping(t *testing.T) {
 	if err := down.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = down.Wait() }) // it ends with the supervisor
+	t.Cleanup(func() { _ = errors.Join(down.Process.Kill(), down.Wait()) })
 	await(t, "stop of the service", programLimit, func() bool {
 		return bytes.Contains(readFile(t, filepath.Join(dirs.Run("test"), "left.console.log")), []byte("Asked to stop"))
 	})
-	if err := unix.Kill(s.supervisorPID(), unix.SIGKILL); err != nil {
+	// The down would take the place of the supervisor, and go on.
+	if err := errors.Join(unix.Kill(down.Process.Pid, unix.SIGSTOP), unix.Kill(s.supervisorPID(), unix.SIGKILL)); err != nil {
 		t.Fatal(err)
 	}
+	_ = errors.Join(down.Process.Kill(), down.Wait())
 	if d, err := supervisor.OpenRunDir(dirs.Run("test")); err == nil {
 		if !d.Record.Stopping {
 			t.Error("it had stopped by then, or was never asked to")

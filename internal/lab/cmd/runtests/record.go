@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -139,7 +140,7 @@ type sum struct {
 // failed before.
 func total(all []ending) sum {
 	var s sum
-	last := make(map[string]ending)
+	last, in := make(map[string]ending), make(map[string]int) // in is the run
 	var order, failed, commits []string
 	var began time.Time
 	for _, e := range all {
@@ -153,10 +154,15 @@ func total(all []ending) sum {
 			began = e.Time
 		}
 		name := strings.TrimSpace(e.Package + " " + e.Test)
-		if _, ok := last[name]; !ok {
+		if _, ok := in[name]; !ok {
 			order = append(order, name)
 		}
-		last[name] = e
+		last[name], in[name] = e, s.runs
+		if e.Action == "pass" && e.Test != "" && !strings.Contains(e.Test, "/") {
+			maps.DeleteFunc(last, func(other string, _ ending) bool {
+				return in[other] < s.runs && strings.HasPrefix(other, name+"/") // the test has no such subtest any more
+			})
+		}
 		if e.Action == "fail" && !slices.Contains(failed, name) {
 			failed = append(failed, name)
 		}
@@ -165,6 +171,7 @@ func total(all []ending) sum {
 	for _, name := range order {
 		e := last[name]
 		switch {
+		case e.Action == "": // deleted
 		case e.Action == "fail":
 			s.failed++
 		case e.Test == "": // a package
@@ -178,7 +185,7 @@ func total(all []ending) sum {
 		}
 	}
 	for _, name := range failed {
-		if last[name].Action != "fail" {
+		if last[name].Action == "pass" {
 			s.failedFirst = append(s.failedFirst, name)
 		}
 	}

@@ -71,3 +71,23 @@ func TestTotalOfTwoCommits(t *testing.T) {
 		t.Errorf("%s on %q", s.duration(), s.commits)
 	}
 }
+
+// TestTotalOfGoneSubtest checks that a subtest that failed counts no more once its test has passed without it.
+func TestTotalOfGoneSubtest(t *testing.T) {
+	all := []ending{
+		{Action: "run"},
+		{Action: "fail", Package: "p", Test: "T/old"},
+		{Action: "pass", Package: "p", Test: "T/both"},
+		{Action: "fail", Package: "p", Test: "T"},
+		{Action: "run"},
+		{Action: "pass", Package: "p", Test: "T/both"},
+		{Action: "pass", Package: "p", Test: "T"},
+	}
+	if s := total(all); s.passed != 2 || s.failed != 0 || !slices.Equal(s.failedFirst, []string{"p T"}) {
+		t.Errorf("%+v", s)
+	}
+	again := append(all, ending{Action: "run"}, ending{Action: "fail", Package: "p", Test: "T/old"}, ending{Action: "fail", Package: "p", Test: "T"})
+	if s := total(again); s.passed != 1 || s.failed != 2 {
+		t.Errorf("again: %+v", s)
+	}
+}
