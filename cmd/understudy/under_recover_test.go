@@ -18,7 +18,9 @@ import (
 func TestBrokenOffXFS(t *testing.T) {
 	for _, point := range []takeover.Progress{takeover.Fenced, takeover.HandedOver, takeover.Applied} {
 		t.Run(string(point), func(t *testing.T) {
-			tier.Full(t, "XFS, killed when it is "+string(point))
+			if point != takeover.Applied { // where the understudy has written no record to the log since its mount
+				tier.Full(t, "XFS, killed when it is "+string(point))
+			}
 			s := stand(t, plainDisk, "  - {name: data, image: data.img, type: xfs, mount: /srv}\n", "256MiB", "384MiB")
 			dir := filepath.Dir(s.file)
 			mkfsOn(t, filepath.Join(dir, "data.img"), 512<<20, "mkfs.xfs", "-qf")

@@ -47,7 +47,7 @@ func TestXFSMapping(t *testing.T) {
 					t.Fatal(err)
 				}
 				checkMapping(t, c, s, x, image.Format(name), image.Files(name))
-				if r, err := x.Records(); err != nil || len(r) == 0 {
+				if r, _, err := x.Records(); err != nil || len(r) == 0 {
 					t.Errorf("records of the log: %v, %v", r, err)
 				}
 			})

@@ -32,7 +32,7 @@ type xfsLayout struct {
 	groupInodes, groupMount                                  kernel.Field // in xfs_perag
 	groupErr                                                 error
 	logSize                                                  int
-	iclogs, iclogCount, mount                                kernel.Field
+	iclogs, iclogCount, mount, cycle, block, lastBlock       kernel.Field
 	iclogSize                                                int
 	next, header, state                                      kernel.Field
 	pending                                                  []uint64 // states of log buffers that may not be on the disk
@@ -63,6 +63,7 @@ func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
 	l := layoutIn(k, "xlog", "xfs")
 	x.logSize = l.Size
 	x.mount, x.iclogs, x.iclogCount = l.Field("l_mp", 8), l.Field("l_iclog", 8), l.Field("l_iclog_bufs", 4)
+	x.cycle, x.block, x.lastBlock = l.Field("l_curr_cycle", 4), l.Field("l_curr_block", 4), l.Field("l_prev_block", 4)
 	c := layoutIn(k, "xlog_in_core", "xfs")
 	x.iclogSize = c.Size
 	// The header is the first part of the data; on 7.2 it has its own pointer.
@@ -171,39 +172,50 @@ type WrittenRecord struct {
 }
 
 // Records returns the last records that the kernel wrote to the log, or was about
-// to, in no particular order.
-func (x *XFS) Records() ([]WrittenRecord, error) {
+// to, in no particular order, and the LSN of the last of them. If it has written none since the mount, last
+// is the LSN of the last record that the mount found (fs/xfs/xfs_log_recover.c, xlog_set_state).
+func (x *XFS) Records() (out []WrittenRecord, last uint64, err error) {
+	if out, last, err = x.records(); err != nil {
+		return nil, 0, fmt.Errorf("read log of %s: %w", x.s.ID, err)
+	}
+	return out, last, nil
+}
+
+func (x *XFS) records() (out []WrittenRecord, last uint64, err error) {
 	l := x.layout
 	b, err := x.c.k.Bytes(x.log, l.logSize)
 	if err != nil {
-		return nil, fmt.Errorf("read log of %s: %w", x.s.ID, err)
+		return nil, 0, err
 	}
 	if mount := l.mount.Pointer(b); mount != x.s.info {
-		return nil, fmt.Errorf("read log of %s: it belongs to the mount at %v", x.s.ID, mount)
+		return nil, 0, fmt.Errorf("it belongs to the mount at %v", mount)
 	}
 	count := l.iclogCount.Uint(b)
 	if count == 0 || count > maxIclogs {
-		return nil, fmt.Errorf("read log of %s: it has %d buffers", x.s.ID, count)
+		return nil, 0, fmt.Errorf("it has %d buffers", count)
 	}
-	var out []WrittenRecord
 	at := l.iclogs.Pointer(b)
+	last = l.cycle.Uint(b)<<32 | l.lastBlock.Uint(b)
+	if l.lastBlock.Uint(b) >= l.block.Uint(b) { // the log wraps behind it
+		last -= 1 << 32
+	}
 	for range count {
 		b, err := x.c.k.Bytes(at, l.iclogSize)
 		if err != nil {
-			return nil, fmt.Errorf("read log of %s: %w", x.s.ID, err)
+			return nil, 0, err
 		}
 		header, err := x.c.k.Bytes(l.header.Pointer(b), logHeaderSize)
 		if err != nil {
-			return nil, fmt.Errorf("read log of %s: %w", x.s.ID, err)
+			return nil, 0, err
 		}
 		r, err := ParseLogRecord(header)
 		if err != nil {
-			return nil, fmt.Errorf("read log of %s: buffer at %v: %w", x.s.ID, at, err)
+			return nil, 0, fmt.Errorf("buffer at %v: %w", at, err)
 		}
 		if r.Len > 0 { // zero until the buffer is first written
 			out = append(out, WrittenRecord{r, !slices.Contains(l.pending, l.state.Uint(b))})
 		}
 		at = l.next.Pointer(b)
 	}
-	return out, nil
+	return out, last, nil
 }

@@ -41,6 +41,7 @@ type Plan struct {
 	Deleted int
 
 	xfsRecords []pagecache.WrittenRecord // the last of its log
+	xfsLast    uint64                    // the LSN of the last one
 	btrfsSuper []byte
 	// btrfsCommitted is the transaction that the dead kernel knew to be on the disk.
 	btrfsCommitted uint64

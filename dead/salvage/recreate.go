@@ -53,7 +53,7 @@ func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, 
 	switch s.Type {
 	case "xfs":
 		if w.xfs, err = c.XFS(s); err == nil {
-			p.xfsRecords, err = w.xfs.Records()
+			p.xfsRecords, p.xfsLast, err = w.xfs.Records()
 		}
 	case "btrfs":
 		p.first = firstBtrfs

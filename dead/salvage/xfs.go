@@ -100,7 +100,7 @@ func (s *xfsSuper) lastRecord(disk io.ReaderAt) (last pagecache.LogRecord, highe
 // checkXFS compares the log on a disk with what the dead kernel wrote to it: the
 // last record on the disk must be one of the last records in memory, and no record that
 // the kernel knew to be written may follow it. A recovery by another kernel adds its own
-// record behind it.
+// record behind it. A kernel that has written none since its mount has none in memory: it knows where the last one is.
 func (p *Plan) checkXFS(disk io.ReaderAt) error {
 	on, err := p.xfsOn(disk)
 	if err != nil {
@@ -113,7 +113,7 @@ func (p *Plan) checkXFS(disk io.ReaderAt) error {
 	if err != nil {
 		return fmt.Errorf("check disk: %w", err)
 	}
-	if !p.hasRecord(last) {
+	if !p.hasRecord(last) && (len(p.xfsRecords) > 0 || lsn != p.xfsLast) {
 		return p.otherLog(fmt.Sprintf("%08x", last.CRC), "the file system was mounted since the crash, this is an older copy of it, or its kernel went on after memory was taken")
 	}
 	const blockMask = 1<<32 - 1
