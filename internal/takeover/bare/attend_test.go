@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -36,6 +37,7 @@ func TestMain(m *testing.M) {
 
 // become becomes a unit of the root file system of this machine.
 func become(u *unit.Unit) error {
+	runtime.LockOSThread() // as Enter does: a mount namespace is of a thread
 	who, env, err := prepare(u, os.DirFS("/"))
 	if err != nil {
 		return err
