@@ -10,10 +10,8 @@ import (
 // JournalHeads visits the journal head (struct journal_head) of every buffer of the file system that belongs to a journal: those
 // of metadata, in pages of the device, and those of content that is journaled, in pages of files.
 func (d *Device) JournalHeads(visit func(head addr.Virt, block addr.Block)) error {
-	l := &d.c.layout.inode
-	head, err := d.c.k.U64(d.mapping + addr.Virt(l.head.Off-l.data.Off))
+	device, err := d.inode()
 	if err == nil {
-		device := &Inode{mapping: d.mapping, tree: d.mapping + addr.Virt(l.tree.Off-l.data.Off), head: addr.Virt(head), Size: 1 << 62}
 		err = d.headsOf(device, visit)
 	}
 	if err != nil {

@@ -16,6 +16,14 @@ type Block struct {
 	Len  int64 // in bytes
 }
 
+// inode returns an Inode for the pages of the device. The mapping is that of an inode of another file system (bdev):
+// only its pages are of interest.
+func (d *Device) inode() (*Inode, error) {
+	l := &d.c.layout.inode
+	head, err := d.c.k.U64(d.mapping + addr.Virt(l.head.Off-l.data.Off))
+	return &Inode{mapping: d.mapping, tree: d.mapping + addr.Virt(l.tree.Off-l.data.Off), head: addr.Virt(head), Size: 1 << 62}, err
+}
+
 // Unsaved yields the blocks of the device itself that were changed and not written: the
 // metadata of a file system without a journal. With a journal, these are the blocks whose
 // newest committed version is still in the log only. A block whose write has failed is
@@ -23,8 +31,7 @@ type Block struct {
 // *Refusal, after which the walk goes on.
 func (d *Device) Unsaved() iter.Seq2[Block, error] {
 	return func(yield func(Block, error) bool) {
-		l := &d.c.layout.inode
-		head, err := d.c.k.U64(d.mapping + addr.Virt(l.head.Off-l.data.Off))
+		i, err := d.inode()
 		failed, err2 := d.writeFailed()
 		if err = errors.Join(err, err2); err != nil {
 			yield(Block{}, fmt.Errorf("walk device of %s: %w", d.super.ID, err))
@@ -34,9 +41,6 @@ func (d *Device) Unsaved() iter.Seq2[Block, error] {
 		if failed {
 			walk = d.c.cached
 		}
-		// The mapping is that of an inode of another file system (bdev):
-		// only its pages are of interest.
-		i := &Inode{mapping: d.mapping, tree: d.mapping + addr.Virt(l.tree.Off-l.data.Off), head: addr.Virt(head), Size: 1 << 62}
 		walk(i, 1<<50, func(at slotted, err error) bool {
 			if err != nil {
 				return yield(Block{}, i.refuse(at.index, at.pages, BadTree, err))

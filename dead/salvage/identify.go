@@ -17,6 +17,7 @@ type OnDisk struct {
 	// Super are the spans, in bytes and whole sectors, that differ between one
 	// mount and another.
 	Super []addr.Span
+	Log   addr.Span // of XFS, in bytes; empty for others
 }
 
 // ErrNoFileSystem says that a disk does not begin with a file system that a plan
@@ -38,14 +39,14 @@ func Identify(disk io.ReaderAt) (*OnDisk, error) {
 		return nil, fmt.Errorf("read superblock: %w", err)
 	}
 	if super, err := ext4.ParseSuper(b); err == nil {
-		return &OnDisk{"ext", super.UUID, []addr.Span{at}}, nil
+		return &OnDisk{Family: "ext", UUID: super.UUID, Super: []addr.Span{at}}, nil
 	}
 	if b, at, err = look(0, xfsSuperSize); err != nil {
 		return nil, fmt.Errorf("read superblock: %w", err)
 	}
 	xfs, err := parseXFSSuper(b)
 	if err == nil {
-		return &OnDisk{"xfs", xfs.uuid, []addr.Span{at}}, nil
+		return &OnDisk{Family: "xfs", UUID: xfs.uuid, Super: []addr.Span{at}, Log: addr.Span{Off: xfs.logStart, End: xfs.logStart + xfs.logSize}}, nil
 	}
 	if !errors.Is(err, errNotXFS) {
 		return nil, err
@@ -54,7 +55,7 @@ func Identify(disk io.ReaderAt) (*OnDisk, error) {
 		return nil, fmt.Errorf("read superblock: %w", err)
 	}
 	if btrfs, err := parseBtrfsSuper(b); err == nil {
-		return &OnDisk{"btrfs", btrfs.uuid, []addr.Span{at}}, nil
+		return &OnDisk{Family: "btrfs", UUID: btrfs.uuid, Super: []addr.Span{at}}, nil
 	}
 	return nil, ErrNoFileSystem
 }

@@ -241,6 +241,12 @@ func mountOptions(options string) (flags uintptr, data string) {
 	return flags, strings.Join(text, ",")
 }
 
+// readOnly reports whether a file system is mounted with these options to be read only.
+func readOnly(options string) bool {
+	flags, _ := mountOptions(options)
+	return flags&unix.MS_RDONLY != 0
+}
+
 // mounted is a disk that is mounted. A disk that is not the pair's belongs to a rehearsal.
 type mounted struct {
 	wire.Disk

@@ -77,7 +77,7 @@ func (m *mounted) damage() error {
 		return fmt.Errorf("its file system has found itself damaged (%s)%s", now, h.refuses())
 	}
 	// btrfs has said so, and its top directory may be a subvolume that is read-only.
-	if m.top == nil || m.readOnly() || m.Type == "btrfs" {
+	if m.top == nil || readOnly(m.Options) || m.Type == "btrfs" {
 		return nil
 	}
 	if err := m.top.Sync(); err != nil {
@@ -97,9 +97,3 @@ func (m *mounted) damage() error {
 
 // writeLimit is how long damage waits for a file to be made.
 const writeLimit = 3 * time.Second
-
-// readOnly reports whether the disk was mounted to be read only.
-func (m *mounted) readOnly() bool {
-	flags, _ := mountOptions(m.Options)
-	return flags&unix.MS_RDONLY != 0
-}

@@ -52,7 +52,7 @@ func (a *Agent) watchDisk(d wire.Disk, path string) func() {
 		go p.run(limit / liveness.PulsesPerLimit)
 		end = p.end
 	}
-	if slices.Contains(strings.Split(d.Options, ","), "ro") {
+	if readOnly(d.Options) {
 		return end
 	}
 	w := writable{a: a, health: health{d, path}, done: make(chan struct{})}

@@ -2,13 +2,11 @@ package offline
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"time"
 
-	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/live/hint"
@@ -71,31 +69,11 @@ func fingerprint(disk io.ReaderAt) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	spans := on.Super
-	if on.Family == "xfs" {
-		log, err := xfsLog(disk)
-		if err != nil {
-			return "", err
-		}
-		spans = append(spans, log)
-	}
 	sum := sha256.New()
-	for _, s := range spans {
+	for _, s := range append(on.Super, on.Log) {
 		if _, err := io.Copy(sum, io.NewSectionReader(disk, s.Off, s.Len())); err != nil {
 			return "", fmt.Errorf("read superblock: %w", err)
 		}
 	}
 	return fmt.Sprintf("%x", sum.Sum(nil)), nil
-}
-
-// xfsLog returns where the log of XFS is, in bytes (fs/xfs/libxfs/xfs_format.h, struct xfs_dsb).
-func xfsLog(disk io.ReaderAt) (addr.Span, error) {
-	b := make([]byte, sector)
-	if _, err := disk.ReadAt(b, 0); err != nil {
-		return addr.Span{}, fmt.Errorf("read superblock: %w", err)
-	}
-	be := binary.BigEndian
-	block, start, groupLog := int64(be.Uint32(b[4:])), be.Uint64(b[48:]), b[124]
-	first := int64(start>>groupLog)*int64(be.Uint32(b[84:])) + int64(start&(1<<groupLog-1))
-	return addr.Span{Off: first * block, End: (first + int64(be.Uint32(b[96:]))) * block}, nil
 }

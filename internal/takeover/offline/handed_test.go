@@ -52,10 +52,11 @@ func TestFingerprint(t *testing.T) {
 	} {
 		f := made(t, tc.size, tc.mkfs...)
 		if name == "xfs" {
-			log, err := xfsLog(f)
-			if err != nil || log.Len() < 1<<20 || log.End > tc.size {
-				t.Fatalf("the log is %+v, %v", log, err)
+			on, err := salvage.Identify(f)
+			if err != nil || on.Log.Len() < 1<<20 || on.Log.End > tc.size {
+				t.Fatalf("the log is %+v, %v", on, err)
 			}
+			log := on.Log
 			head := make([]byte, 4)
 			if _, err := f.ReadAt(head, log.Off); err != nil || binary.BigEndian.Uint32(head) != 0xfeedbabe { // XLOG_HEADER_MAGIC_NUM
 				t.Fatalf("the log begins with %x, %v", head, err)

@@ -3,7 +3,6 @@ package offline
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 
@@ -96,14 +95,7 @@ func (a *Adoption) workFor(disk string) (string, error) {
 	if a.Work != "" {
 		return a.Work, nil
 	}
-	st, err := os.Stat(disk)
-	if err != nil {
-		return "", fmt.Errorf("find disk: %w", err)
-	}
-	if st.Mode().IsRegular() {
-		return "", nil
-	}
-	return filepath.Dir(a.Memory), nil
+	return besideOr(disk, filepath.Dir(a.Memory))
 }
 
 // outlasts checks the directories of all work before the process is ended.

@@ -257,12 +257,23 @@ func (r *recovery) on(d *supervisor.RecordDisk, o Options) (_ Options, err error
 // WorkOf returns the directory for what is to be written to a disk of a pair (Options.Work): the pair's state
 // directory, which it creates, for a block device, and empty, which means beside the disk, for an image.
 func WorkOf(pair, disk string) (string, error) {
-	st, err := os.Stat(disk)
-	if err != nil || st.Mode().IsRegular() {
-		return "", err
+	dir, err := besideOr(disk, dirs.State(pair))
+	if dir != "" {
+		err = os.MkdirAll(dir, 0o750)
 	}
-	dir := dirs.State(pair)
-	return dir, os.MkdirAll(dir, 0o750)
+	return dir, err
+}
+
+// besideOr returns a directory for the work on a block device, and empty, which means beside the disk, for an image.
+func besideOr(disk, dir string) (string, error) {
+	st, err := os.Stat(disk)
+	if err != nil {
+		return "", fmt.Errorf("find disk: %w", err)
+	}
+	if st.Mode().IsRegular() {
+		return "", nil
+	}
+	return dir, nil
 }
 
 // layered says what to do about a disk whose file system only a guest sees. The operator makes
