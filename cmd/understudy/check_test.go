@@ -61,12 +61,12 @@ func TestCheck(t *testing.T) {
 	copy(xfs, "XFSB")
 	write("empty.img", empty)
 	write("xfs.img", xfs)
-	const good = `name: checked
+	good := onTheseCPUs(t, `name: checked
 partitions:
   left: {cpus: "0", memory: 128MiB, kernel: k, initramfs: k}
   right: {cpus: "0", memory: 128MiB, kernel: k, initramfs: k}
 disks: [{name: d, image: d.img, mount: /srv}]
-`
+`)
 	tests := []struct {
 		name, old, new, want, text string // want is reported for the whole check, text if only the text is checked
 	}{
@@ -114,11 +114,11 @@ func TestCheckQEMU(t *testing.T) {
 	installQEMU(t, qemuDevices[1:]...)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "pair.yaml")
-	const text = `name: checked
+	text := onTheseCPUs(t, `name: checked
 partitions:
   left: {cpus: "0", memory: 128MiB, kernel: k, initramfs: k}
   right: {cpus: "0", memory: 128MiB, kernel: k, initramfs: k}
-`
+`)
 	if err := errors.Join(os.WriteFile(file, []byte(text), 0o600), os.WriteFile(filepath.Join(dir, "k"), []byte("a kernel"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
@@ -149,11 +149,11 @@ func TestCheckRoom(t *testing.T) {
 	installQEMU(t, qemuDevices...)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "pair.yaml")
-	const text = `name: checked
+	text := onTheseCPUs(t, `name: checked
 partitions:
   left: {cpus: "0", memory: 128MiB, kernel: k, initramfs: k}
   right: {cpus: "0", memory: 128MiB, kernel: k, initramfs: k}
-`
+`)
 	if err := errors.Join(os.WriteFile(file, []byte(text), 0o600), os.WriteFile(filepath.Join(dir, "k"), []byte("a kernel"), 0o600)); err != nil {
 		t.Fatal(err)
 	}

@@ -67,6 +67,13 @@ func thisMachine(t *testing.T) pair.Machine {
 	return m
 }
 
+// onTheseCPUs returns a pair.yaml that names CPU 0 (and 1) with CPUs that this process may use in their place.
+func onTheseCPUs(t *testing.T, text string) string {
+	t.Helper()
+	cpus := thisMachine(t).Two()
+	return strings.NewReplacer(`cpus: "0"`, fmt.Sprintf(`cpus: "%d"`, cpus[0]), `cpus: "1"`, fmt.Sprintf(`cpus: "%d"`, cpus[1])).Replace(text)
+}
+
 func pairStatus(t *testing.T) status {
 	t.Helper()
 	out, err := understudy(t, "status", "--json")

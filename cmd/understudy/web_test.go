@@ -62,10 +62,9 @@ func webPair(t *testing.T, static []byte, edit ...string) *netlab.Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cpus := thisMachine(t).Two()
-	placed := strings.NewReplacer(`cpus: "0"`, fmt.Sprintf(`cpus: "%d"`, cpus[0]), `cpus: "1"`, fmt.Sprintf(`cpus: "%d"`, cpus[1])).Replace(string(text))
-	edited := strings.NewReplacer(edit...).Replace(placed)
-	if len(edit) > 0 && edited == placed {
+	given := onTheseCPUs(t, string(text))
+	edited := strings.NewReplacer(edit...).Replace(given)
+	if len(edit) > 0 && edited == given {
 		t.Fatalf("%q changes nothing", edit)
 	}
 	err = errors.Join(
