@@ -1,6 +1,7 @@
 package pagecache
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -20,15 +21,19 @@ type Btrfs struct {
 	// tree: the superblock on the disk may still have the previous root.
 	Logging bool
 
-	c      *Cache
-	s      *Superblock
-	layout *btrfsLayout
-	single bool // at most one transaction is not committed
+	c        *Cache
+	s        *Superblock
+	layout   *btrfsLayout
+	single   bool // at most one transaction is not committed
+	nodeSize int  // of a tree block, in bytes
 }
 
 // BtrfsSuperSize is the size of a superblock, in bytes (BTRFS_SUPER_INFO_SIZE,
 // fs/btrfs/fs.h).
 const BtrfsSuperSize = 4096
+
+// btrfsNodeSize is where a superblock has the size of a tree block (include/uapi/linux/btrfs_tree.h, struct btrfs_super_block).
+const btrfsNodeSize = 148
 
 // btrfsLayout is what is read of the structures of btrfs (fs/btrfs/fs.h,
 // btrfs_inode.h, ctree.h, extent_map.h, and fs/btrfs/ordered-data.h).
@@ -46,6 +51,7 @@ type btrfsLayout struct {
 	extentList, extentGeneration            kernel.Field
 	rootSize                                int
 	rootInfo, rootID, logCommit             kernel.Field
+	trees                                   *btrfsTrees
 }
 
 func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
@@ -75,6 +81,7 @@ func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.trees = newBtrfsTrees(k, f, r)
 	types, err := k.Module("btrfs")
 	if err != nil {
 		types = k.Types() // it is part of the image
@@ -105,6 +112,10 @@ func (c *Cache) Btrfs(s *Superblock) (*Btrfs, error) {
 	}
 	f := &Btrfs{LastCommitted: l.committed.Uint(b), Super: super, c: c, s: s, layout: l}
 	f.single = l.generation.Uint(b) <= f.LastCommitted+1
+	f.nodeSize = int(binary.LittleEndian.Uint32(super[btrfsNodeSize:]))
+	if f.nodeSize < 4<<10 || f.nodeSize > 64<<10 || f.nodeSize&(f.nodeSize-1) != 0 {
+		return nil, fmt.Errorf("read btrfs: superblock of %s: tree blocks of %d bytes", s.ID, f.nodeSize)
+	}
 	if root := l.logRoot.Pointer(b); root != 0 {
 		if f.Logging, err = f.committing(root); err != nil {
 			return nil, fmt.Errorf("read btrfs: tree of logs of %s: %w", s.ID, err)
@@ -194,14 +205,23 @@ func (f *Btrfs) Root(i *Inode) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	root, err := f.c.k.Bytes(f.layout.root.Pointer(b), f.layout.rootSize)
+	root, err := f.subvolume(f.layout.root.Pointer(b))
 	if err != nil {
 		return 0, fmt.Errorf("read subvolume of btrfs inode %d: %w", i.Ino, err)
 	}
-	if owner := f.layout.rootInfo.Pointer(root); owner != f.s.info {
-		return 0, fmt.Errorf("read subvolume of btrfs inode %d: it belongs to the file system at %v", i.Ino, owner)
-	}
 	return f.layout.rootID.Uint(root), nil
+}
+
+// subvolume reads a btrfs_root of the file system.
+func (f *Btrfs) subvolume(at addr.Virt) ([]byte, error) {
+	b, err := f.c.k.Bytes(at, f.layout.rootSize)
+	if err != nil {
+		return nil, err
+	}
+	if owner := f.layout.rootInfo.Pointer(b); owner != f.s.info {
+		return nil, fmt.Errorf("it belongs to the file system at %v", owner)
+	}
+	return b, nil
 }
 
 // Object IDs of btrfs trees (include/uapi/linux/btrfs_tree.h): the file tree of a new file

@@ -3,6 +3,7 @@ package pagecache
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"math/bits"
 
 	"understudy.dev/understudy/dead/addr"
@@ -214,4 +215,22 @@ func (n *nodeLayout) anyMarks(b []byte) (marks uint64) {
 		marks |= kernel.Field{Off: n.marks.Off + 8*m, Size: 8}.Uint(b)
 	}
 	return marks
+}
+
+// pointers yields the entries of an xarray or a radix tree, which are pointers. An error ends it.
+func (c *Cache) pointers(at addr.Virt) iter.Seq2[addr.Virt, error] {
+	return func(yield func(addr.Virt, error) bool) {
+		l := &c.layout.inode
+		head, err := c.k.Pointer(at + addr.Virt(l.head.Off-l.tree.Off))
+		if err != nil {
+			yield(0, err)
+			return
+		}
+		c.cached(&Inode{tree: at, head: head}, 1<<62, func(at slotted, err error) bool {
+			if err == nil && (at.isValue() || at.isInternal() || at.entry == 0) {
+				err = fmt.Errorf("%w: slot holds %#x", errTree, uint64(at.entry))
+			}
+			return yield(addr.Virt(at.entry), err) && err == nil
+		})
+	}
 }

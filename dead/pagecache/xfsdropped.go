@@ -21,7 +21,7 @@ func (x *XFS) Dropped(listed map[addr.Virt]struct{}) iter.Seq[error] {
 			yield(fmt.Errorf("walk inodes of %s: %w", x.s.ID, err))
 			return
 		}
-		for group, err := range x.tree(x.s.info + addr.Virt(x.layout.groups.Off)) {
+		for group, err := range x.c.pointers(x.s.info + addr.Virt(x.layout.groups.Off)) {
 			if err == nil {
 				err = x.ofMount(group)
 			}
@@ -29,7 +29,7 @@ func (x *XFS) Dropped(listed map[addr.Virt]struct{}) iter.Seq[error] {
 				yield(fmt.Errorf("walk inodes of %s: groups: %w", x.s.ID, err))
 				return
 			}
-			for at, err := range x.tree(group + addr.Virt(x.layout.groupInodes.Off)) {
+			for at, err := range x.c.pointers(group + addr.Virt(x.layout.groupInodes.Off)) {
 				if err == nil {
 					err = x.dropped(at, listed)
 				}
@@ -48,24 +48,6 @@ func (x *XFS) ofMount(group addr.Virt) error {
 		err = fmt.Errorf("the one at %v belongs to the mount at %v", group, mount)
 	}
 	return err
-}
-
-// tree yields the entries of an xarray or a radix tree, which are pointers. An error ends it.
-func (x *XFS) tree(at addr.Virt) iter.Seq2[addr.Virt, error] {
-	return func(yield func(addr.Virt, error) bool) {
-		l := &x.c.layout.inode
-		head, err := x.c.k.Pointer(at + addr.Virt(l.head.Off-l.tree.Off))
-		if err != nil {
-			yield(0, err)
-			return
-		}
-		x.c.cached(&Inode{tree: at, head: head}, 1<<40, func(at slotted, err error) bool {
-			if err == nil && (at.isValue() || at.isInternal() || at.entry == 0) {
-				err = fmt.Errorf("%w: slot holds %#x", errTree, uint64(at.entry))
-			}
-			return yield(addr.Virt(at.entry), err) && err == nil
-		})
-	}
 }
 
 // dropped returns a *Refusal if an inode is pinned, not deleted, and not listed.

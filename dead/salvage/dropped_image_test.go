@@ -8,6 +8,7 @@ import (
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/scene"
 	"understudy.dev/understudy/internal/lab/tier"
 )
@@ -46,5 +47,54 @@ crash
 	kept := slices.ContainsFunc(p.Files, func(f salvage.File) bool { return f.Path == "d/kept" })
 	if len(refused) != 1 || !kept {
 		t.Errorf("refused: %v; kept is in the plan: %v; files: %+v", refused, kept, p.Files)
+	}
+}
+
+// TestDroppedBtrfs is the same for btrfs, where a file that was fsynced is not refused either: the log tree has it.
+func TestDroppedBtrfs(t *testing.T) {
+	tier.Guest(t)
+	for _, kernel := range fixture.Kernels {
+		if kernel == "5.10-cloud" || kernel == "5.10-generic" {
+			continue // its modules have no types: btrfs is refused
+		}
+		t.Run(kernel, func(t *testing.T) {
+			fixture.NeedKernel(t, kernel)
+			s := scene.Play(t, scene.Spec{
+				Kernel:  kernel,
+				Modules: []string{"btrfs"},
+				Memory:  512 << 20,
+				Disks:   []scene.Disk{{Size: 512 << 20, Mkfs: []string{"mkfs.btrfs", "-q"}}},
+				Script: `
+mount -t btrfs -o commit=300 /dev/vda /mnt
+mkdir /mnt/d; for f in same changed gone; do echo before >/mnt/d/$f; done
+for n in $(seq 500); do ln -s /anywhere /mnt/d/link-$n; done # so that the tree has more than one block
+umount /mnt
+mount -t btrfs -o commit=300 /dev/vda /mnt
+echo content | dd of=/mnt/d/logged conv=fsync 2>/dev/null
+touch /mnt/d/dropped /mnt/d/deleted
+chmod 640 /mnt/d/changed
+for n in 1 2 3; do echo 2 >/proc/sys/vm/drop_caches; done
+rm /mnt/d/deleted /mnt/d/gone
+touch /mnt/d/kept
+crash
+`,
+			})
+			p, _, _ := planFor(t, cacheOf(t, s.RAM), s.Disks[0])
+			for _, err := range p.Faults {
+				t.Error(err)
+			}
+			var refused []addr.Ino
+			for _, r := range p.Refused {
+				if !errors.Is(r, pagecache.ErrDropped) {
+					t.Error(r)
+				}
+				refused = append(refused, r.Inode)
+			}
+			kept := slices.ContainsFunc(p.Files, func(f salvage.File) bool { return f.Path == "d/kept" })
+			// The first inode that mkdir makes is 257.
+			if changed, dropped := addr.Ino(259), addr.Ino(762); !slices.Equal(refused, []addr.Ino{changed, dropped}) || !kept {
+				t.Errorf("refused: %v; kept is in the plan: %v; files: %+v", refused, kept, p.Files)
+			}
+		})
 	}
 }

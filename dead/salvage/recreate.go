@@ -3,6 +3,7 @@ package salvage
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"path"
 	"slices"
 	"strings"
@@ -76,10 +77,14 @@ func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, 
 			p.note(err)
 		}
 	}
+	var dropped iter.Seq[error]
 	if w.xfs != nil {
-		for err := range w.xfs.Dropped(listed) {
-			p.note(err)
-		}
+		dropped = w.xfs.Dropped(listed)
+	} else {
+		dropped = w.btrfs.Dropped(listed)
+	}
+	for err := range dropped {
+		p.note(err)
 	}
 	w.addDirs()
 	slices.SortFunc(p.Files, func(a, b File) int {

@@ -1,0 +1,83 @@
+package pagecache
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// leafOf makes a leaf with the inode items of given inodes, and with an item of another kind between them.
+func leafOf(inodes ...addr.Ino) []byte {
+	b := make([]byte, 4<<10)
+	binary.LittleEndian.PutUint64(b[48:], 1<<20)
+	binary.LittleEndian.PutUint64(b[80:], 7)
+	end, count := len(b)-btrfsHeaderSize, 0
+	add := func(ino addr.Ino, kind byte, size int) {
+		end -= size
+		item := b[btrfsHeaderSize+count*btrfsItemSize:]
+		binary.LittleEndian.PutUint64(item, uint64(ino))
+		item[8] = kind
+		binary.LittleEndian.PutUint32(item[17:], uint32(end))
+		binary.LittleEndian.PutUint32(item[21:], uint32(size))
+		count++
+	}
+	for n, ino := range inodes {
+		add(ino, btrfsInodeItemKey, btrfsInodeItemSize)
+		binary.LittleEndian.PutUint64(b[btrfsHeaderSize+end+8:], 7)
+		binary.LittleEndian.PutUint32(b[btrfsHeaderSize+end+40:], uint32(n))
+		add(ino, 12, 11) // BTRFS_INODE_REF_KEY
+	}
+	binary.LittleEndian.PutUint32(b[96:], uint32(count))
+	return b
+}
+
+func TestParseBtrfsBlock(t *testing.T) {
+	leaf := leafOf(257, 258, 300)
+	block, err := parseBtrfsBlock(leaf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if block.at != 1<<20 || block.generation != 7 || len(block.inodes) != 3 {
+		t.Errorf("read %+v", block)
+	}
+	for n, ino := range []addr.Ino{257, 258, 300} {
+		if item, ok := block.inodes[ino]; !ok || item.trans() != 7 || item.links() != uint32(n) {
+			t.Errorf("inode %d: %v", ino, item)
+		}
+	}
+	changed := func(off int, value uint32) []byte {
+		b := append([]byte(nil), leaf...)
+		binary.LittleEndian.PutUint32(b[off:], value)
+		return b
+	}
+	for name, b := range map[string][]byte{
+		"short":                nil,
+		"too many items":       changed(96, 160),
+		"no such level":        changed(100, btrfsMaxLevel),
+		"item behind the end":  changed(btrfsHeaderSize+17, uint32(len(leaf)-btrfsHeaderSize-btrfsInodeItemSize+1)),
+		"item far behind it":   changed(btrfsHeaderSize+17, 1<<32-1),
+		"item of another size": changed(btrfsHeaderSize+21, btrfsInodeItemSize-1),
+	} {
+		if _, err := parseBtrfsBlock(b); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// FuzzBtrfsBlock: whatever a tree block holds, what is read of it lies within it.
+func FuzzBtrfsBlock(f *testing.F) {
+	leaf := leafOf(257, 258)
+	f.Add(leaf)
+	leaf[100] = 1
+	f.Add(leaf)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		block, err := parseBtrfsBlock(b)
+		if err != nil {
+			return
+		}
+		if held := len(block.children)*btrfsChildSize + len(block.inodes)*btrfsItemSize; held > len(b) || len(block.children) > 0 && block.level == 0 {
+			t.Errorf("%d children and %d inodes at level %d, in %d bytes", len(block.children), len(block.inodes), block.level, len(b))
+		}
+	})
+}
