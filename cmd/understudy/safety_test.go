@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/lab/fault"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -328,6 +329,67 @@ func TestUpPanics(t *testing.T) {
 				t.Errorf("what is in the memory of the side that had the disk: %v", err)
 			}
 		})
+	}
+}
+
+// TestUpHangs checks that an understudy whose kernel hangs while it boots is booted again.
+func TestUpHangs(t *testing.T) {
+	tier.Full(t, "a kernel that hangs while it boots")
+	vm(t)
+	module, dir, err := fault.Module("6.1-generic")
+	if errors.As(err, new(fault.Unmet)) {
+		tier.Lacks(t, err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, modules, err := dirs.Kernel(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	usual, _, err := dirs.Kernel("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	place, err := os.MkdirTemp(filepath.Dir(module), "first") // a guest has a file system of its own on /tmp
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(place) })
+	first := filepath.Join(place, "first.sh")
+	s := stand(t, marker, again, "kernel: "+usual, "vcpus: 2, kernel: "+image,
+		"initramfs: guest.cpio}\ndisks", "initramfs: guest.cpio, append: rdinit="+first+"}\ndisks")
+	guest := filepath.Join(filepath.Dir(s.file), "guest.cpio")
+	begins := func(with string) {
+		t.Helper()
+		if err := os.WriteFile(first, []byte("#!/bin/sh\n"+with+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := understudy(t, "initramfs", "-o", guest+".new", "--modules", modules, "--add", module, "--add", first); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(guest+".new", guest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begins("echo it hangs now; insmod " + module + " way=hang-all; sleep 1000000")
+	up := make(chan error, 1)
+	go func() {
+		_, err := understudy(t, "up", "-d", "-f", s.file)
+		up <- err
+	}()
+	await(t, "hang", programLimit, func() bool {
+		b, _ := os.ReadFile(filepath.Join(dirs.Run("test"), "right.console.log")) // it may not be there yet
+		return bytes.Contains(b, []byte("it hangs now"))
+	})
+	begins("exec /init")
+	if err := <-up; err != nil {
+		t.Fatal(err)
+	}
+	s.state("protected")
+	log := readFile(t, filepath.Join(dirs.Run("test"), "supervisor.log"))
+	if !bytes.Contains(log, []byte("its kernel hung while it booted")) {
+		t.Errorf("the log does not tell of the hang:\n%s", log)
 	}
 }
 

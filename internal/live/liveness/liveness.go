@@ -99,6 +99,14 @@ type Observation struct {
 // number: the Waited of a CPU is the time that a hypervisor below this machine took from it (steal time).
 type Effort map[int]Thread
 
+// Ran returns how long the threads were on a CPU, together.
+func (e Effort) Ran() (sum time.Duration) {
+	for _, t := range e {
+		sum += t.Ran
+	}
+	return sum
+}
+
 // Thread is what a thread did.
 type Thread struct {
 	Ran    time.Duration // on a CPU, since the thread began

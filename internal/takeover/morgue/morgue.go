@@ -110,6 +110,23 @@ func (m *Morgue) Panicked() (cpu int, panicked bool) {
 	return cpu, panicked && err == nil
 }
 
+// Ticks returns how many timer ticks a living kernel has counted (jiffies_64). known is false if this cannot be read, or the kernel
+// has not been found yet.
+func (m *Morgue) Ticks() (ticks uint64, known bool) {
+	if !m.mu.TryLock() {
+		return 0, false
+	}
+	defer m.mu.Unlock()
+	if m.kernel == nil {
+		return 0, false
+	}
+	at, err := m.kernel.Symbol("jiffies_64")
+	if err == nil {
+		ticks, err = m.kernel.U64(at)
+	}
+	return ticks, err == nil
+}
+
 // Unsaved returns how many bytes the kernel counts as not on their disks. known is false if this
 // cannot be read, or the kernel has not been found yet.
 func (m *Morgue) Unsaved() (bytes uint64, known bool) {

@@ -51,20 +51,12 @@ type side struct {
 // maxTroubles is how many troubles may wait to be reported.
 const maxTroubles = 16
 
-// bootTries is how often we boot a partition whose kernel panics before its agent greets.
-// Under emulation a kernel does so now and then, while it patches its own code (seen with
-// QEMU 7.2 and kernels from 6.12 on). Nothing is at stake by then.
-const bootTries = 3
-
-// errBootPanic means that a partition did not come up because its kernel panicked.
-var errBootPanic = errors.New("its kernel panicked while it booted")
-
 // boot starts partition i. The active side gets the disks themselves, the understudy gets
 // their vacancies and the staging disk.
 func (s *Supervisor) boot(ctx context.Context, i int, active bool) (*side, error) {
 	for try := 1; ; try++ {
 		sd, err := s.bootOnce(ctx, i, active)
-		if !errors.Is(err, errBootPanic) || try == bootTries {
+		if !errors.Is(err, errBootPanic) && !errors.Is(err, errBootHang) || try == bootTries {
 			return sd, err
 		}
 		s.log("%v; it is booted again", err)
@@ -137,6 +129,7 @@ func (sd *side) boot(ctx context.Context, spec partition.Spec, c wire.Config, no
 	}
 	booting, booted := context.WithCancelCause(ctx)
 	go sd.awaitPanic(booting, booted)
+	go sd.awaitHang(booting, booted)
 	err = sd.meet(booting, notice, bootLimit)
 	booted(nil)
 	if err != nil {
@@ -148,24 +141,6 @@ func (sd *side) boot(ctx context.Context, spec partition.Spec, c wire.Config, no
 	ctx, cancel := context.WithTimeoutCause(ctx, configureLimit, fmt.Errorf("not done within %v", configureLimit))
 	defer cancel()
 	return sd.agent.Call(ctx, wire.Configure, c, nil)
-}
-
-// awaitPanic ends ctx once the console says that the kernel has panicked: the driver for
-// the dying message may not be loaded yet.
-func (sd *side) awaitPanic(ctx context.Context, end context.CancelCauseFunc) {
-	look := time.NewTicker(time.Second)
-	defer look.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-look.C:
-		}
-		if strings.Contains(tail(sd.process.Spec.ConsoleLogPath()), partition.PanicEnd) {
-			end(fmt.Errorf("start partition %s: %w", sd.name, errBootPanic))
-			return
-		}
-	}
 }
 
 // tailLines is how many lines are enough to see what a guest died of.
