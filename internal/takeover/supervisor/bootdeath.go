@@ -51,6 +51,11 @@ const (
 
 // awaitHang ends ctx once the kernel hangs.
 func (sd *side) awaitHang(ctx context.Context, end context.CancelCauseFunc) {
+	memory, err := morgue.Open(sd.process.Spec.RAMPath())
+	if err != nil {
+		return // it is QEMU that does not run, then
+	}
+	defer func() { _ = memory.Close() }()
 	var h hangWatch
 	for wait := hangFirst; ; wait = hangLook {
 		select {
@@ -58,14 +63,10 @@ func (sd *side) awaitHang(ctx context.Context, end context.CancelCauseFunc) {
 			return
 		case <-time.After(wait):
 		}
-		if h.memory == nil {
-			h.memory, _ = findKernel(ctx, sd.process.Spec.RAMPath()) // an error means that it is not there yet
-			if h.memory == nil {
-				continue
-			}
-			defer func() { _ = h.memory.Close() }()
+		if memory.Prepare(ctx) != nil {
+			continue // the kernel is not there yet
 		}
-		ticks, known := h.memory.Ticks()
+		ticks, known := memory.Ticks()
 		effort, err := sd.process.Effort()
 		if known && err == nil && h.hangs(ticks, effort.Ran()) {
 			end(fmt.Errorf("start partition %s: %w: no tick while its CPUs ran for %v", sd.name, errBootHang, hangRan))
@@ -76,9 +77,8 @@ func (sd *side) awaitHang(ctx context.Context, end context.CancelCauseFunc) {
 
 // hangWatch compares a kernel's ticks with what its CPUs ran.
 type hangWatch struct {
-	memory *morgue.Morgue // nil until the kernel is found
-	ticks  uint64         // when last looked
-	ran    time.Duration  // when these were first seen
+	ticks uint64        // when last looked
+	ran   time.Duration // when these were first seen
 }
 
 // hangs reports whether the CPUs, which have run for a time since they began, ran for hangRan without a tick. A kernel that waits
