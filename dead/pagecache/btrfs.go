@@ -76,7 +76,7 @@ func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
 	r := layoutIn(k, "btrfs_root", "btrfs")
 	b.rootSize = r.Size
 	b.rootInfo, b.rootID = r.Field("fs_info", 8), r.Field("root_key.objectid", 8)
-	b.logCommit = r.Field("log_commit", 8)
+	b.logCommit = r.Field("log_commit", 8, 2) // two atomic_t; since 7.3 two bool (seen on 7.3.4)
 	err := errors.Join(f.Err(), i.Err(), e.Err(), r.Err())
 	if err != nil {
 		return nil, err

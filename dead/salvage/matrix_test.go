@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -94,12 +95,40 @@ func checkImage(t *testing.T, image *fixture.Image, spec fixture.Spec, cells map
 	for _, fs := range spec.FS {
 		t.Run(fs, func(t *testing.T) {
 			var found result
-			if i := slices.IndexFunc(image.Disks, func(d fixture.Disk) bool { return d.Name == fs }); i >= 0 && strings.HasPrefix(fs, "ext") {
-				checkPlan(t, k, image.Disks[i], image.Files(fs))
+			if i := slices.IndexFunc(image.Disks, func(d fixture.Disk) bool { return d.Name == fs }); i >= 0 && fs != "vfat" {
+				if strings.HasPrefix(fs, "ext") {
+					checkPlan(t, k, image.Disks[i], image.Files(fs))
+				}
+				checkForDisk(t, k, image.Disks[i])
 			}
 			found = checkPlanUnits(t, k, image, fs, spec.Workload)
 			cells[fs] = cell{found, t.Failed()}
 		})
+	}
+}
+
+// checkForDisk checks that what brings a disk up to date can be planned, and for the ext family that the last commit can be finished.
+func checkForDisk(t *testing.T, k *kernel.Kernel, d fixture.Disk) {
+	t.Helper()
+	c, err := pagecache.Open(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, s, disk := planFor(t, c, d.Image)
+	for _, err := range p.Faults {
+		t.Error(err)
+	}
+	if err := p.Check(disk); err != nil {
+		t.Error(err)
+	}
+	if !s.HasBuffers() {
+		return
+	}
+	finished := duplicate(t, d.Image)
+	finishOn(t, c, finished)
+	out, err := exec.Command("e2fsck", "-fp", finished).CombinedOutput()
+	if exit := (*exec.ExitError)(nil); err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 1) { // it has removed orphans
+		t.Errorf("e2fsck: %v: %s", err, out)
 	}
 }
 

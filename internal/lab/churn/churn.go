@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/journal"
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/hold"
 	"understudy.dev/understudy/internal/lab/tier"
@@ -121,6 +122,9 @@ func build(ctx context.Context, dir, tree string, s Spec) (err error) {
 		return err
 	}
 	state, err := extract(ram, disk)
+	if errors.Is(err, journal.ErrDamaged) { // it may have died in the middle of a change of jbd2's lists
+		return fmt.Errorf("%w: %w", fixture.ErrAgain, err)
+	}
 	if err != nil {
 		return err
 	}
