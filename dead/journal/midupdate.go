@@ -91,6 +91,9 @@ func (f *finisher) midUpdate(where trees, strict bool) error {
 		if err != nil {
 			return fmt.Errorf("find extent trees that are mid-update: %w", err)
 		}
+		if _, gone := f.report.Gone[i.Ino]; gone {
+			continue // it was being deleted, and is free now
+		}
 		dir := i.Mode&pagecache.ModeType == pagecache.ModeDir
 		if !dir && !i.Regular() || i.Deleted() || i.Ino < firstInode && i.Ino != rootInode {
 			continue

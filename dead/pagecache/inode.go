@@ -76,7 +76,7 @@ type inodeLayout struct {
 	size                                     int
 	mode, uid, gid, flags, super, ino, nlink kernel.Field
 	length, state, generation, data, pointer kernel.Field
-	ioList, wbList, sbList, dentries         kernel.Field
+	ioList, wbList, sbList, dentries, hash   kernel.Field
 	blkbits, blocks, wrong, shared           kernel.Field
 	rwsem                                    kernel.Lock
 	tree, treeFlags, head, pages             kernel.Field
@@ -112,10 +112,17 @@ func (i *inodeLayout) look(t *kernel.Types) error {
 	i.wbList = l.Field("i_wb_list", 16)
 	i.sbList = l.Field("i_sb_list", 16)
 	i.dentries = l.Field("i_dentry", 8)
+	i.hash = l.Optional("i_hash.pprev", 8)
 	i.atime = newTimeField(l, "atime")
 	i.mtime = newTimeField(l, "mtime")
 	i.ctime = newTimeField(l, "ctime")
 	return l.Err()
+}
+
+// unborn reports whether an inode is empty and not hashed: the kernel is making it. It has its number by then, but may still have
+// the i_disksize of the inode that was in its place of the slab cache before (fs/ext4/ialloc.c, __ext4_new_inode).
+func (i *inodeLayout) unborn(b []byte) bool {
+	return i.hash.Present() && i.hash.Uint(b) == 0 && i.dentries.Uint(b) == 0 && i.head.Uint(b) == 0 && i.pages.Uint(b) == 0 && i.length.Uint(b) == 0
 }
 
 // new returns the bit number of I_NEW in i_state (include/linux/fs.h): it moved when
@@ -217,6 +224,9 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 		// Only while its lock is held can i_size be less than i_disksize
 		// (fs/ext4/ext4.h, i_disksize).
 		if size, known := c.sizeOnDisk(i); known && size > i.Size {
+			if l.unborn(b) {
+				return nil, errNoFile
+			}
 			err = fmt.Errorf("size %d, but i_disksize %d", i.Size, size)
 		}
 	}

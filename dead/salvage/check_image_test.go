@@ -195,7 +195,7 @@ func inFlight(t *testing.T, k *kernel.Kernel, id pagecache.UUID, generation uint
 	}
 	super, info, root := k.Types().Layout("super_block"), types.Layout("btrfs_fs_info"), types.Layout("btrfs_root")
 	private, committed, logRoot := super.Field("s_fs_info", 8), info.Field("last_trans_committed", 8), info.Field("log_root_tree", 8)
-	tree, commit := info.Field("tree_root", 8), root.Field("log_commit", 8)
+	tree, commit := info.Field("tree_root", 8), root.Field("log_commit", 8, 2)
 	if err := errors.Join(super.Err(), info.Err(), root.Err()); err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func inFlight(t *testing.T, k *kernel.Kernel, id pagecache.UUID, generation uint
 			t.Fatal(err)
 		}
 		mem.put(t, k, logRoot.In(at), uint64(some))
-		mem.put(t, k, commit.In(some), 1<<32)
+		mem.put(t, k, commit.In(some), 1<<(4*commit.Size)) // the second of two
 	}
 	return planIn(t, mem, id)
 }
@@ -226,6 +226,42 @@ func (d *damaged) put(t *testing.T, k *kernel.Kernel, at addr.Virt, v uint64) {
 	}
 	for i := range addr.Phys(8) {
 		d.bytes[pa+i] = byte(v >> (8 * i))
+	}
+}
+
+// TestUnborn checks that an inode that the kernel is making, and that has a number already, is no file, and that one that is
+// as empty, and hashed, is refused.
+func TestUnborn(t *testing.T) {
+	image := fixture.Get(t, fixture.Basic)
+	k := openKernel(t, image)
+	id := uuidOf(t, image.Format("ext4"))
+	inode, info := k.Types().Layout("inode"), k.Types().Layout("ext4_inode_info")
+	c, err := pagecache.Open(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ino := planIn(t, k.Memory(), id).Files[0].Ino
+	var at addr.Virt
+	for i, err := range c.Inodes(superOf(t, c, image, "ext4")) {
+		if err == nil && i.Ino == ino {
+			at = i.Addr
+		}
+	}
+	for _, hashed := range []bool{false, true} {
+		mem := &damaged{Memory: k.Memory(), bytes: make(map[addr.Phys]byte)}
+		for _, name := range []string{"i_dentry", "i_data.i_pages.xa_head", "i_data.nrpages", "i_size", "i_hash.pprev"} {
+			if name != "i_hash.pprev" || !hashed {
+				mem.put(t, k, inode.Field(name, 8).In(at), 0)
+			}
+		}
+		mem.put(t, k, at+addr.Virt(info.Field("i_disksize", 8).Off-info.Field("vfs_inode").Off), 60)
+		if err := errors.Join(inode.Err(), info.Err()); err != nil {
+			t.Fatal(err)
+		}
+		refused := slices.ContainsFunc(planIn(t, mem, id).Refused, func(r *pagecache.Refusal) bool { return r.Inode == ino && r.Reason == pagecache.BadInode })
+		if refused != hashed {
+			t.Errorf("hashed: %v; refused: %v", hashed, refused)
+		}
 	}
 }
 
