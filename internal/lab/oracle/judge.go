@@ -59,7 +59,7 @@ type Result struct {
 	Plain    Comparison    `json:"plain"`                // what was durable, without a rescue
 	Undone   int           `json:"undone"`               // findings without a rescue: what a crash costs
 	Seconds  float64       `json:"seconds"`              // of everything
-	Kept     string        `json:"kept,omitempty"`       // where memory and disks of a failure are
+	Kept     string        `json:"kept,omitempty"`       // where memory and disks of a failure, or a refusal, are
 	Replayed string        `json:"again,omitempty"`      // the command that does it again
 	RescueMS int64         `json:"rescue_ms"`            // how long the rescue took
 	PlainBad string        `json:"fsck_plain,omitempty"` // as Fsck, without a rescue
@@ -68,7 +68,7 @@ type Result struct {
 // Options are how cases are carried out.
 type Options struct {
 	Dir    string // for the files of a case; a tmpfs. "" is /dev/shm
-	Keep   string // where failures are kept; "" means nowhere
+	Keep   string // where failures and refusals are kept; "" means nowhere
 	Rescue Rescue // nil if there is none
 	Agent  string // the program that becomes PID 1 of a pair's sides
 }
@@ -90,7 +90,11 @@ func (c Case) Judge(ctx context.Context, o Options) Result {
 		r.Replayed = fmt.Sprintf("go run ./internal/lab/oracle/cmd -seeds 0 -live 1 -seed %d -config %s -kernel %s", c.Seed, c.Config.Name, c.Kernel)
 	}
 	err := o.in(func(dir string) error {
-		return o.keep(dir, &r, judge(ctx, dir, o, &r))
+		err := judge(ctx, dir, o, &r)
+		if err == nil && r.Verdict.Good() && (r.Verdict != Refused || c.Config.Refused != "") {
+			return nil
+		}
+		return o.keep(dir, &r, err)
 	})
 	if err != nil && r.Verdict == "" {
 		r.Verdict, r.Error = Broken, err.Error()
@@ -141,9 +145,9 @@ func (c Case) judge(ctx context.Context, dir string, o Options, r *Result) error
 	return err
 }
 
-// keep keeps what is needed to look into a failure.
+// keep keeps what is needed to look into a failure, or into a refusal that no configuration asks for.
 func (o Options) keep(dir string, r *Result, err error) error {
-	if err == nil && r.Verdict.Good() || o.Keep == "" {
+	if o.Keep == "" {
 		return err
 	}
 	r.Kept = filepath.Join(o.Keep, fmt.Sprintf("%d-%s-%s-%s", r.Seed, r.Config, r.Kernel, r.Crash))

@@ -45,7 +45,7 @@ func run(ctx context.Context) (bool, error) {
 	programs := flag.String("program", "", "only these programs")
 	live := flag.Int("live", 0, "how many cases of pairs, in which the rescue is a takeover, after the others")
 	binary := flag.String("rescue", "bin/understudy", "the program that does the rescue; empty: none is done")
-	keep := flag.String("keep", "out/oracle", "keep memory and disks of failures below this directory, and all results as results.json")
+	keep := flag.String("keep", "out/oracle", "keep memory and disks of failures and refusals below this directory, and all results as results.json")
 	table := flag.String("table", "", "write a table to this file")
 	with := flag.String("with", "", "put the results in these files (results.json of other runs), by comma, into the table, too; of one case, the last counts")
 	history := flag.String("history", "", "instead, tell what was done in the case that was kept in this directory")
