@@ -205,7 +205,7 @@ func (l *filler) may(b pagecache.FillingBlock, run ext4.Run) error {
 		return fmt.Errorf("%w: it is encrypted, or sealed by fs-verity", ErrUnfilled)
 	case b.Disk >= 0 && b.Disk != place:
 		return fmt.Errorf("%w: its buffer is mapped to byte %d of the device, but the block is at byte %d", ErrUnfilled, b.Disk, place)
-	case !b.Filled && !(b.Fresh && b.Disk == place):
+	case !b.Filled && !(b.Fresh && b.Disk == place) && b.Off < l.size: // behind its end a file has nothing, whoever gave it the block
 		return fmt.Errorf("%w: its buffer is neither filled nor BH_New", ErrUnfilled)
 	case run.Unwritten:
 		return nil

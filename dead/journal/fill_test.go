@@ -171,6 +171,8 @@ func TestFill(t *testing.T) {
 		"it had it before":             {block: in(0, false, true, place)},
 		"being read, or not yet known": {block: in(1, false, false, place), refused: true},
 		"not told where, nor filled":   {block: in(1, false, false, -1), refused: true},
+		"not told, behind the end":     {block: in(1, false, false, -1), change: func(l *filler) { l.size = 4096 }, want: zeros},
+		"not told, behind, in use":     {block: in(1, false, false, -1), change: func(l *filler) { l.size, l.given[0].Physical = 4096, 1 }, refused: true},
 		"elsewhere":                    {block: in(1, false, true, place+4096), refused: true},
 		"filled, and elsewhere":        {block: in(1, true, false, place+4096), refused: true},
 		"encrypted":                    {block: in(1, true, false, place), change: func(l *filler) { l.opaque = true }, refused: true},
