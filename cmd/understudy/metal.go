@@ -207,7 +207,7 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer func() { _ = unlock() }()
 	u, err := b.understudy(w)
 	if err != nil {
 		return err

@@ -99,7 +99,8 @@ func (w *treeWalk) every(at addr.Virt, parent *treeNode, slot int, base addr.Ind
 		return w.visit(slotted{index: base, pages: parent.slotPages()}, err)
 	}
 	l := &w.c.layout.node
-	for slot, n := 0, 1; slot < l.chunk; slot += n {
+	var n int // slots that an entry takes
+	for slot := 0; slot < l.chunk; slot += n {
 		n = l.run(b, slot)
 		e := l.entryAt(b, slot)
 		if e == 0 && n == 1 {
