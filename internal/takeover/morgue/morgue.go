@@ -110,21 +110,17 @@ func (m *Morgue) Panicked() (cpu int, panicked bool) {
 	return cpu, panicked && err == nil
 }
 
-// Ticks returns how many timer ticks a living kernel has counted (jiffies_64). known is false if this cannot be read, or the kernel
-// has not been found yet.
-func (m *Morgue) Ticks() (ticks uint64, known bool) {
-	if !m.mu.TryLock() {
-		return 0, false
+// Ticks returns how many timer ticks a living kernel has counted (jiffies_64). It finds the kernel first, if need be.
+func (m *Morgue) Ticks() (uint64, error) {
+	k, err := m.known()
+	if err != nil {
+		return 0, err
 	}
-	defer m.mu.Unlock()
-	if m.kernel == nil {
-		return 0, false
+	at, err := k.Symbol("jiffies_64")
+	if err != nil {
+		return 0, err
 	}
-	at, err := m.kernel.Symbol("jiffies_64")
-	if err == nil {
-		ticks, err = m.kernel.U64(at)
-	}
-	return ticks, err == nil
+	return k.U64(at)
 }
 
 // Unsaved returns how many bytes the kernel counts as not on their disks. known is false if this

@@ -63,12 +63,11 @@ func (sd *side) awaitHang(ctx context.Context, end context.CancelCauseFunc) {
 			return
 		case <-time.After(wait):
 		}
-		if memory.Prepare(ctx) != nil {
+		ticks, err := memory.Ticks()
+		if err != nil {
 			continue // the kernel is not there yet
 		}
-		ticks, known := memory.Ticks()
-		effort, err := sd.process.Effort()
-		if known && err == nil && h.hangs(ticks, effort.Ran()) {
+		if effort, err := sd.process.Effort(); err == nil && h.hangs(ticks, effort.Ran()) {
 			end(fmt.Errorf("start partition %s: %w: no tick while its CPUs ran for %v", sd.name, errBootHang, hangRan))
 			return
 		}
