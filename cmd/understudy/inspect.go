@@ -130,11 +130,9 @@ func (l *located) info() fileSystemInfo {
 	out.Files, out.Bytes, out.NotRead = l.Unread()
 	oldest := time.Duration(-1)
 	for _, f := range l.Files {
-		if n := f.UnsavedBytes(); n > 0 {
-			out.Files++
-			out.Bytes += n
-			oldest = max(oldest, f.Age)
-		}
+		out.Files++
+		out.Bytes += f.UnsavedBytes()
+		oldest = max(oldest, f.Age)
 		if f.State == inventory.Deleted {
 			out.Deleted++
 		}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/ram"
 )
@@ -17,13 +18,15 @@ import (
 type State string
 
 // A file is New if the disk does not know of it: the transaction that creates it
-// was not committed, or there is no disk.
+// was not committed, or there is no disk. It is Uncommitted if all that memory has of it was written, and
+// File.Uncommitted is set.
 const (
-	Unknown State = "unknown"
-	New     State = "new"
-	Changed State = "changed"
-	Deleted State = "deleted-but-open"
-	Saved   State = "saved" // nothing of it is unsaved
+	Unknown     State = "unknown"
+	New         State = "new"
+	Changed     State = "changed"
+	Deleted     State = "deleted-but-open"
+	Uncommitted State = "uncommitted"
+	Saved       State = "saved" // nothing of it is unsaved
 )
 
 // File is a regular file that the kernel had in memory.
@@ -34,6 +37,9 @@ type File struct {
 	Links      []string // its other paths in memory
 	State      State
 	Age        time.Duration // how long it has been unsaved; negative if unknown
+	// Uncommitted says that a change of its size, or of where its bytes lie, was not committed: the disk may have an older size, and
+	// lack bytes that are in Clean, although they were written. On btrfs it may be any other change, too.
+	Uncommitted bool
 	Contents
 }
 
@@ -97,22 +103,7 @@ func (f *FileSystem) Find(q Query) Found {
 		found.Faults = append(found.Faults, f.unread())
 		return found
 	}
-	walk := f.image.Cache.Dirty
-	switch {
-	case q.All || f.Super.InMemory():
-		walk = f.image.Cache.Inodes
-	case f.Super.HasBuffers():
-		walk = f.image.Cache.DirtyOrLogged
-	}
-	var inodes []*pagecache.Inode
-	for i, err := range walk(f.Super) {
-		switch {
-		case err != nil:
-			found.note(err)
-		case i.Regular() && (f.own == nil || !f.own(i)):
-			inodes = append(inodes, i)
-		}
-	}
+	inodes, uncommitted := f.inodes(q, &found)
 	var births *pagecache.Births
 	if f.Super.HasBuffers() {
 		births, _ = f.image.Cache.Births(f.Super, f.image.Clock) // nil: unknown
@@ -122,7 +113,7 @@ func (f *FileSystem) Find(q Query) Found {
 	var wg sync.WaitGroup
 	for w := range workers {
 		mine := inodes[len(inodes)*w/workers : len(inodes)*(w+1)/workers]
-		wg.Go(func() { parts[w] = f.examine(mine, births, q) })
+		wg.Go(func() { parts[w] = f.examine(mine, uncommitted, births, q) })
 	}
 	wg.Wait()
 	found.Files = slices.Concat(parts...)
@@ -150,15 +141,16 @@ func (f *Found) note(err error) {
 }
 
 // examine looks into each inode and returns those that are wanted.
-func (f *FileSystem) examine(inodes []*pagecache.Inode, births *pagecache.Births, q Query) []*File {
+func (f *FileSystem) examine(inodes []*pagecache.Inode, uncommitted map[addr.Virt]struct{}, births *pagecache.Births, q Query) []*File {
 	paths := f.image.Cache.Paths(f.Super)
 	var out []*File
 	for _, i := range inodes {
 		file := &File{Inode: i, FileSystem: f, Age: -1}
 		file.Contents = f.contents(i, births, q.Clean)
+		_, file.Uncommitted = uncommitted[i.Addr]
 		file.State = f.state(file, births)
 		// A new file is lost even if it is empty, or if only its data is on the disk.
-		lost := file.State == New || f.Super.InMemory() || len(file.Unsaved)+len(file.Refused) > 0
+		lost := file.State == New || f.Super.InMemory() || len(file.Unsaved)+len(file.Refused) > 0 || file.Uncommitted
 		if !q.All && !lost {
 			continue
 		}
@@ -188,16 +180,16 @@ func (f *FileSystem) state(file *File, births *pagecache.Births) State {
 	case f.Super.InMemory():
 		return New
 	}
-	switch births.Of(file.Inode) {
-	case pagecache.Unborn:
+	birth := births.Of(file.Inode)
+	switch {
+	case birth == pagecache.Unborn:
 		return New
-	case pagecache.Born:
-		switch {
-		case len(file.Unsaved) > 0:
-			return Changed
-		case len(file.Refused) == 0:
-			return Saved
-		}
+	case len(file.Unsaved)+len(file.Refused) == 0 && file.Uncommitted:
+		return Uncommitted
+	case birth == pagecache.Born && len(file.Unsaved) > 0:
+		return Changed
+	case birth == pagecache.Born && len(file.Refused) == 0:
+		return Saved
 	}
 	return Unknown
 }

@@ -56,6 +56,7 @@ type FileReport struct {
 	GID          uint32          `json:"gid"`
 	Mtime        time.Time       `json:"mtime"`
 	State        State           `json:"state"`
+	Uncommitted  bool            `json:"uncommitted,omitempty"` // the disk may have an older size, and lack bytes that are clean
 	UnsavedFor   *float64        `json:"unsaved_seconds,omitempty"`
 	UnsavedBytes int64           `json:"unsaved_bytes"`
 	Ranges       []Range         `json:"ranges"` // unsaved
@@ -170,7 +171,7 @@ func (f *File) Report() FileReport {
 	out := FileReport{
 		Inode: uint64(f.Ino), Generation: f.Generation, Size: f.Size,
 		Mode: fmt.Sprintf("%04o", f.Mode&0o7777), UID: f.UID, GID: f.GID, Mtime: f.Mtime.UTC(),
-		State: f.State, UnsavedBytes: f.UnsavedBytes(), Ranges: Ranges(Spans(f.Unsaved)),
+		State: f.State, Uncommitted: f.Uncommitted, UnsavedBytes: f.UnsavedBytes(), Ranges: Ranges(Spans(f.Unsaved)),
 		Clean: Ranges(Spans(f.Clean)), Refused: []RefusedReport{},
 	}
 	out.Path, out.PathBase64 = Text(f.Label())

@@ -51,6 +51,8 @@ type btrfsLayout struct {
 	extentList, extentGeneration            kernel.Field
 	rootSize                                int
 	rootInfo, rootID, logCommit             kernel.Field
+	running, began                          kernel.Field // running_transaction, and its start_time in seconds of the monotonic clock
+	inodeFlags                              kernel.Field
 	trees                                   *btrfsTrees
 }
 
@@ -60,14 +62,15 @@ func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
 	b.infoSize = f.Size
 	b.super, b.generation = f.Field("sb", 8), f.Field("generation", 8)
 	b.committed, b.forCommit = f.Field("last_trans_committed", 8), f.Field("super_for_commit", 8)
-	b.logRoot = f.Field("log_root_tree", 8)
+	b.logRoot, b.running = f.Field("log_root_tree", 8), f.Optional("running_transaction", 8)
+	b.began = layoutIn(k, "btrfs_transaction", "btrfs").Optional("start_time", 8)
 	i := layoutIn(k, "btrfs_inode", "btrfs")
 	b.inodeSize = i.Size
 	b.inode, b.root = i.Field("vfs_inode"), i.Field("root", 8)
 	b.lastTrans, b.loggedTrans = i.Field("last_trans", 8), i.Field("logged_trans", 8)
 	b.blocks, b.bytes = i.Field("vfs_inode.i_blocks", 8), i.Field("vfs_inode.i_bytes", 2)
 	b.modified, b.flags = i.Field("extent_tree.modified_extents", 16), i.Field("runtime_flags", 8)
-	b.logging = i.Lock("log_mutex")
+	b.logging, b.inodeFlags = i.Lock("log_mutex"), i.Optional("flags", 4, 8)
 	// On 6.1 there is a structure around the tree, on 6.12 not.
 	b.ordered = i.First([]string{"ordered_tree.tree.rb_node", "ordered_tree.rb_node"}, 8)
 	e := layoutIn(k, "extent_map", "btrfs")

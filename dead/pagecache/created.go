@@ -56,15 +56,42 @@ func (c *Cache) Births(s *Superblock, clock *Clock) (*Births, error) {
 	n := &Births{c: c, tids: make(map[uint32]bool), size: i.Size}
 	n.inode, n.tid = i.Field("vfs_inode"), i.Field("i_sync_tid", 4)
 	n.create = timeField{sec: i.Field("i_crtime.tv_sec", 8), nsec: i.Field("i_crtime.tv_nsec", 8)}
+	if err := i.Err(); err != nil {
+		return nil, fmt.Errorf("read transactions: %w", err)
+	}
+	open, err := c.openTransactions(e.Journal)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range open {
+		began := clock.wall(t.began)
+		if began.Before(clock.Boot) || began.After(clock.Now.Add(time.Second)) {
+			return nil, fmt.Errorf("read transactions: %w: one began at %v", ErrClock, began)
+		}
+		n.tids[t.id] = true
+		if n.since.IsZero() || began.Before(n.since) {
+			n.since = began
+		}
+	}
+	return n, nil
+}
+
+// openTransaction is a transaction of jbd2 that is not committed.
+type openTransaction struct {
+	id    uint32
+	began int64 // t_start_time, in jiffies
+}
+
+func (c *Cache) openTransactions(in *Journal) (out []openTransaction, err error) {
 	j := layoutIn(c.k, "journal_s", "jbd2", "ext4")
 	t := layoutIn(c.k, "transaction_s", "jbd2", "ext4")
 	open := []kernel.Field{j.Field("j_committing_transaction", 8), j.Field("j_running_transaction", 8)}
 	tid, start := t.Field("t_tid", 4), t.Field("t_start_time", 8)
-	if err := errors.Join(i.Err(), j.Err(), t.Err()); err != nil {
+	if err := errors.Join(j.Err(), t.Err()); err != nil {
 		return nil, fmt.Errorf("read transactions: %w", err)
 	}
 	for _, f := range open {
-		at, err := c.k.Pointer(f.In(e.Journal.Addr))
+		at, err := c.k.Pointer(f.In(in.Addr))
 		if err != nil {
 			return nil, fmt.Errorf("read transactions: %w", err)
 		}
@@ -75,16 +102,9 @@ func (c *Cache) Births(s *Superblock, clock *Clock) (*Births, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read transactions: %w", err)
 		}
-		began := clock.wall(int64(start.Uint(b)))
-		if began.Before(clock.Boot) || began.After(clock.Now.Add(time.Second)) {
-			return nil, fmt.Errorf("read transactions: %w: one began at %v", ErrClock, began)
-		}
-		n.tids[uint32(tid.Uint(b))] = true
-		if n.since.IsZero() || began.Before(n.since) {
-			n.since = began
-		}
+		out = append(out, openTransaction{uint32(tid.Uint(b)), int64(start.Uint(b))})
 	}
-	return n, nil
+	return out, nil
 }
 
 // Changed reports whether a transaction that was not committed may have changed an inode. An inode also has the number of

@@ -28,22 +28,36 @@ func (c *Cache) options(s *Superblock) uint64 {
 	return uint64(v)
 }
 
-// DirtyOrLogged yields what Dirty does, and every other regular file of the ext family whose content may be in the
-// journal only (Logged).
-func (c *Cache) DirtyOrLogged(s *Superblock) iter.Seq2[*Inode, error] {
-	super, err := c.extSuper(s)
-	options := c.options(s)
-	if err != nil || options&optionDelay != 0 && super.Incompat&ext4.IncompatInlineData == 0 {
-		return c.Dirty(s) // with delayed allocation, no data goes to the journal (ext4_inode_journal_mode)
+// DirtyOr yields what Dirty does, and every other inode that is wanted, or is a file whose content may be in the journal only (Logged).
+// wanted is called for each inode that is not dirty; nil wants none.
+func (c *Cache) DirtyOr(s *Superblock, wanted func(*Inode) bool) iter.Seq2[*Inode, error] {
+	logged := c.mayLog(s)
+	if wanted == nil && logged == nil {
+		return c.Dirty(s)
 	}
 	return c.dirtyAnd(s, func(i *Inode, err error) bool {
 		var refusal *Refusal
 		if err != nil {
 			return !errors.As(err, &refusal)
 		}
-		flags := c.ext4Flags(i)
-		return i.Regular() && (options&optionData == optionJournalData || flags&(flagJournalData|flagInlineData) != 0)
+		yes := wanted != nil && wanted(i)
+		return yes || logged != nil && i.Regular() && logged(i)
 	})
+}
+
+// mayLog returns a function that reports whether the content of a file may be in the journal only; nil if that of none may.
+func (c *Cache) mayLog(s *Superblock) func(*Inode) bool {
+	if !s.HasBuffers() {
+		return nil
+	}
+	super, err := c.extSuper(s)
+	options := c.options(s)
+	if err != nil || options&optionDelay != 0 && super.Incompat&ext4.IncompatInlineData == 0 {
+		return nil // with delayed allocation, no data goes to the journal (ext4_inode_journal_mode)
+	}
+	return func(i *Inode) bool {
+		return options&optionData == optionJournalData || c.ext4Flags(i)&(flagJournalData|flagInlineData) != 0
+	}
 }
 
 // ext4Flags returns the flags of an inode of the ext family (EXT4_*_FL); 0 if the kernel does not tell them.

@@ -85,7 +85,7 @@ func TestLogged(t *testing.T) {
 			w.Finish(withOwn()...)
 			c, s := w.open(t)
 			found := false
-			for i, err := range c.DirtyOrLogged(s) {
+			for i, err := range c.DirtyOr(s, nil) {
 				if err != nil {
 					t.Fatal(err)
 				}

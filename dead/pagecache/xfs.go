@@ -42,6 +42,7 @@ type xfsLayout struct {
 	forkBytes, forkHeight, forkRoot, forkExtents, forkFormat kernel.Field
 	itemSize                                                 int
 	itemInode, itemDirty, itemFields                         kernel.Field
+	itemFsync, itemDatasync                                  kernel.Field // the first, up to 6.17; or the second
 }
 
 func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
@@ -87,6 +88,7 @@ func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
 	t := layoutIn(k, "xfs_inode_log_item", "xfs")
 	x.itemSize = t.Size
 	x.itemInode, x.itemDirty, x.itemFields = t.Field("ili_inode", 8), t.Field("ili_dirty_flags", 4), t.Field("ili_fields", 4)
+	x.itemFsync, x.itemDatasync = t.Optional("ili_fsync_fields", 4), t.Optional("ili_datasync_seq", 8)
 	return x, errors.Join(m.Err(), l.Err(), c.Err(), i.Err(), t.Err())
 }
 

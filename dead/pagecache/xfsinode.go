@@ -56,10 +56,13 @@ func (x *XFS) logItem(i *Inode, own []byte) ([]byte, error) {
 	return item, nil
 }
 
+// xfsTimes are the flags of changes of times alone (fs/xfs/libxfs/xfs_log_format.h, XFS_ILOG_TIMESTAMP, XFS_ILOG_IVERSION).
+const xfsTimes = 0x4000 | 0x8000
+
 // xfsNotExtents are the flags of changes that do not affect where a file lies: of the core, with size,
 // owner and times, and of the attribute fork (fs/xfs/libxfs/xfs_log_format.h, XFS_ILOG_CORE, ADATA, AEXT,
 // ABROOT, TIMESTAMP, IVERSION).
-const xfsNotExtents = 0x001 | 0x040 | 0x080 | 0x100 | 0x4000 | 0x8000
+const xfsNotExtents = 0x001 | 0x040 | 0x080 | 0x100 | xfsTimes
 
 // Kept reports whether a log recovery brings all extents of a file that memory has to the disk: none was
 // changed since the inode was written to its place, which happens after the log (fs/xfs/xfs_inode.c,

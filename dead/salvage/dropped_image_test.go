@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/inventory"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/lab/fixture"
@@ -53,6 +54,33 @@ func droppedIn(t *testing.T, s *scene.Scene) (refused []addr.Ino) {
 	}
 	if !slices.ContainsFunc(p.Files, func(f salvage.File) bool { return f.Path == "d/kept" }) {
 		t.Errorf("kept is not in the plan: %+v", p.Files)
+	}
+	if listed := listedAsDropped(t, s); !slices.Equal(listed, refused) {
+		t.Errorf("refused in the list: %v, in the plan: %v", listed, refused)
+	}
+	return refused
+}
+
+// listedAsDropped returns the inodes that an inventory refuses.
+func listedAsDropped(t *testing.T, s *scene.Scene) (refused []addr.Ino) {
+	t.Helper()
+	image, err := inventory.Open(s.RAM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	all, _, err := image.FileSystems()
+	if err != nil {
+		t.Fatal(err)
+	}
+	chosen, err := inventory.Choose(all, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range chosen {
+		for _, r := range f.Find(inventory.Query{}).Refused {
+			refused = append(refused, r.Inode)
+		}
 	}
 	return refused
 }

@@ -1,0 +1,73 @@
+package inventory
+
+import (
+	"errors"
+	"fmt"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// inodes returns the regular files that a query is about, by what the kernel noted of them, and the addresses of those of which a
+// change of size or extents is not committed. It notes in found what it did not get: also the inodes that the kernel had dropped from
+// memory before their changes were committed.
+func (f *FileSystem) inodes(q Query, found *Found) (files []*pagecache.Inode, uncommitted map[addr.Virt]struct{}) {
+	c, s := f.image.Cache, f.Super
+	uncommitted = make(map[addr.Virt]struct{})
+	all := make(map[addr.Virt]struct{})
+	pending := f.pending(found)
+	look := func(i *pagecache.Inode) bool {
+		all[i.Addr] = struct{}{}
+		if !i.Regular() || i.Deleted() || pending == nil || !pending(i) {
+			return false
+		}
+		uncommitted[i.Addr] = struct{}{}
+		return true
+	}
+	walk := c.Inodes(s)
+	switch {
+	case q.All || s.InMemory():
+	case pending == nil:
+		walk = c.DirtyOr(s, nil)
+	default:
+		walk = c.DirtyOr(s, look)
+	}
+	for i, err := range walk {
+		if err != nil {
+			found.note(err)
+			continue
+		}
+		if _, ok := all[i.Addr]; !ok {
+			look(i)
+		}
+		if i.Regular() && (f.own == nil || !f.own(i)) {
+			files = append(files, i)
+		}
+	}
+	for err := range c.Dropped(s, all) {
+		if !errors.Is(err, kernel.ErrNotFound) {
+			found.note(err)
+		}
+	}
+	return files, uncommitted
+}
+
+// pending returns a function that reports whether a change of a file's size or extents may not be committed; nil if that is so of no
+// file, or if the kernel's types do not tell it. A file of which it cannot be told counts.
+func (f *FileSystem) pending(found *Found) func(*pagecache.Inode) bool {
+	if f.Super.InMemory() || f.Server != "" {
+		return nil
+	}
+	test, err := f.image.Cache.Uncommitted(f.Super)
+	if err != nil && !errors.Is(err, kernel.ErrNotFound) {
+		found.note(fmt.Errorf("which files are not committed: %w", err))
+	}
+	if test == nil {
+		return nil
+	}
+	return func(i *pagecache.Inode) bool {
+		yes, err := test(i)
+		return yes || err != nil
+	}
+}
