@@ -54,15 +54,7 @@ done
 crash
 `,
 	})
-	image, err := inventory.Open(s.RAM)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer image.Close()
-	all, _, err := image.FileSystems()
-	if err != nil {
-		t.Fatal(err)
-	}
+	image, all := opened(t, s)
 	for device, want := range map[string][]string{
 		"vda": {`changed "after\n\n"`, `new "new\n"`},
 		"vdb": {`changed "after\n\n"`, `new "new\n"`},
@@ -76,6 +68,21 @@ crash
 			t.Errorf("%s: got %q, want %q", device, got, want)
 		}
 	}
+}
+
+// opened opens the memory that a scene left.
+func opened(t *testing.T, s *scene.Scene) (*inventory.Image, []*inventory.FileSystem) {
+	t.Helper()
+	image, err := inventory.Open(s.RAM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { image.Close() })
+	all, _, err := image.FileSystems()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image, all
 }
 
 // contents tells the files of which something is unsaved, and their content.

@@ -64,15 +64,7 @@ done
 crash
 `,
 			})
-			image, err := inventory.Open(s.RAM)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer image.Close()
-			all, _, err := image.FileSystems()
-			if err != nil {
-				t.Fatal(err)
-			}
+			_, all := opened(t, s)
 			known := !strings.HasPrefix(kernel, "5.10") // these have no types of xfs and btrfs
 			for device, want := range map[string][]string{
 				"vda": {"changed uncommitted", "empty new", "grown uncommitted", "new new"},

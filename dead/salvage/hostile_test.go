@@ -111,6 +111,95 @@ func TestHostileMemory(t *testing.T) {
 	}
 }
 
+// TestHostileUncommitted does the same to what says which files are not committed, and which inodes were dropped: of ext4, XFS and
+// btrfs. Whatever the bytes say, it ends soon, without a panic.
+func TestHostileUncommitted(t *testing.T) {
+	image := fixture.Get(t, fixture.Everything(fixture.Default))
+	rec := &recorder{Memory: openKernel(t, image).Memory()}
+	k, err := kernel.Find(rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec.looks = nil
+	whole, failed := uncommitted(k)
+	if failed != nil || whole < 300 {
+		t.Fatalf("%d files are not committed, %v", whole, failed)
+	}
+	errs, fewer, worst := 0, 0, time.Duration(0)
+	for seed := range *damageCases {
+		rng := rand.New(rand.NewPCG(uint64(seed), 2))
+		mem := &damaged{Memory: rec.Memory, bytes: make(map[addr.Phys]byte)}
+		for range 1 + rng.IntN(30) {
+			r := rec.looks[rng.IntN(len(rec.looks))]
+			mem.bytes[r.Start+addr.Phys(rng.Uint64N(r.Len()))] = byte(rng.Uint32())
+		}
+		start := time.Now()
+		k, err := kernel.Find(mem)
+		if err != nil {
+			errs++
+			continue
+		}
+		n, err := uncommitted(k)
+		worst = max(worst, time.Since(start))
+		switch {
+		case err != nil:
+			errs++
+		case n < whole-31:
+			fewer++
+		}
+	}
+	t.Logf("%d damaged images: %d gave an error, %d fewer files; the slowest took %v", *damageCases, errs, fewer, worst)
+	if worst > time.Minute {
+		t.Errorf("it took %v", worst)
+	}
+}
+
+// uncommitted counts the files that are not committed, in all file systems. The error is the first one.
+func uncommitted(k *kernel.Kernel) (n int, failed error) {
+	note := func(err error) {
+		if failed == nil {
+			failed = err
+		}
+	}
+	c, err := pagecache.Open(k)
+	if err != nil {
+		return 0, err
+	}
+	for s, err := range c.Superblocks() {
+		if err != nil {
+			note(err)
+			continue
+		}
+		if !s.HasBuffers() && s.Type != "xfs" && s.Type != "btrfs" {
+			continue
+		}
+		test, err := c.Uncommitted(s)
+		if err != nil || test == nil {
+			note(err)
+			continue
+		}
+		all := make(map[addr.Virt]struct{})
+		for i, err := range c.Inodes(s) {
+			if err != nil {
+				note(err)
+				continue
+			}
+			all[i.Addr] = struct{}{}
+			yes, err := test(i)
+			if err != nil {
+				note(err)
+			}
+			if yes {
+				n++
+			}
+		}
+		for err := range c.Dropped(s, all) {
+			note(err)
+		}
+	}
+	return n, failed
+}
+
 // fileID is what a file is opened by.
 type fileID struct {
 	ino        addr.Ino
