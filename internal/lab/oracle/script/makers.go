@@ -225,9 +225,15 @@ func (s *Script) write() (Op, bool) {
 	return op, op.Off+op.Len <= maxSize
 }
 
+// maxInline is how many bytes of a file fit into any inode at most (its size is 1024 bytes in one configuration).
+const maxInline = 1024
+
+// inline reports whether a file may have its data in its inode.
+func (s *Script) inline(n *Node) bool { return s.features.Inline && n.Size <= maxInline }
+
 func (s *Script) store() (Op, bool) {
 	n, ref := s.file()
-	if n == nil || n.Size == 0 {
+	if n == nil || n.Size == 0 || s.inline(n) {
 		return Op{}, false
 	}
 	off := s.rng.Int64N(n.Size)
@@ -246,12 +252,12 @@ func (s *Script) truncate() (Op, bool) {
 	case 1:
 		size = 0
 	}
-	return Op{Kind: Truncate, On: ref, Off: size}, size <= maxSize
+	return Op{Kind: Truncate, On: ref, Off: size}, size <= maxSize && (size <= n.Size || !s.inline(n))
 }
 
 func (s *Script) allocate() (Op, bool) {
 	n, ref := s.file()
-	if n == nil || !s.features.Extents {
+	if n == nil || !s.features.Extents || s.inline(n) {
 		return Op{}, false
 	}
 	op := Op{Kind: Fallocate, On: ref, Off: s.rng.Int64N(n.Size + 1), Len: s.size()}
@@ -269,11 +275,8 @@ func (s *Script) allocate() (Op, bool) {
 }
 
 func (s *Script) punch() (Op, bool) {
-	if s.features.Inline {
-		return Op{}, false
-	}
 	n, ref := s.file()
-	if n == nil || n.Size == 0 {
+	if n == nil || n.Size == 0 || s.inline(n) {
 		return Op{}, false
 	}
 	return Op{Kind: Fallocate, On: ref, Off: s.rng.Int64N(n.Size), Len: s.size(), Mode: PunchHole | KeepSize}, true

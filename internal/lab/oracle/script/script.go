@@ -10,8 +10,11 @@ import (
 type Features struct {
 	Extents   bool // fallocate(2) allocates
 	ZeroRange bool // and zeroes
-	// Inline says that data is kept in the inode. No holes are punched then: ext4 itself loses
-	// what is before a hole in a file that was inline, without any crash (seen on 7.2).
+	// Inline says that data may be kept in the inode. Then such a file gets blocks only by a write: where ext4 moves its data by
+	// ext4_convert_inline_data, for fallocate, for a store through a mapping and, since a mend that 6.12.95 has, for a truncate that extends
+	// it, the block goes to the log, and the page cache goes past it. The kernel itself then reads zeros from the block until its
+	// checkpoint (seen on 6.12 and 7.2 without a crash: what is before a write or a hole is lost), and a replay of the log brings older data
+	// over newer, although that was fsynced (seen on 7.2).
 	Inline bool
 	// Seconds says that inodes have room for whole seconds only, up to 2038.
 	Seconds bool
