@@ -26,24 +26,45 @@ func (c *Cache) newHeadLayout() (*headLayout, error) {
 // it in another state. Do not use it for blocks that may be allocated to files and freed
 // again: what is cached of them may be from before.
 func (d *Device) Settled(block addr.Block, size int) ([]byte, error) {
-	if size < minBuffer || size > MaxBlock || uint64(block) > 1<<62/uint64(size) {
-		return nil, fmt.Errorf("read block %d: not a block of %d bytes", block, size)
-	}
-	p, within, err := d.pageOf(int64(block)*int64(size), size)
-	if err != nil {
-		return nil, err
-	}
-	l := &d.c.layout.page
-	switch {
-	case p.has(l.hasPrivate):
-		err = d.settledIn(p, within, int64(size))
-	case p.has(l.dirty) || p.has(l.writeback) || !p.has(l.uptodate):
-		err = ErrNotCached
+	p, within, err := d.pageOfBlock(block, size)
+	if err == nil {
+		err = d.settled(p, within, int64(size))
 	}
 	if err != nil {
 		return nil, err
 	}
 	return d.c.k.Memory().View(p.phys()+addr.Phys(within), size)
+}
+
+// pending reports whether a change of a metadata block is on its way to the disk: memory has the block, and it is not settled.
+func (d *Device) pending(block addr.Block, size int) (bool, error) {
+	p, within, err := d.pageOfBlock(block, size)
+	if err == nil {
+		err = d.settled(p, within, int64(size))
+	}
+	if errors.Is(err, ErrNotCached) {
+		return p != nil, nil
+	}
+	return false, err
+}
+
+func (d *Device) pageOfBlock(block addr.Block, size int) (p *pageState, within int64, err error) {
+	if size < minBuffer || size > MaxBlock || uint64(block) > 1<<62/uint64(size) {
+		return nil, 0, fmt.Errorf("read block %d: not a block of %d bytes", block, size)
+	}
+	return d.pageOf(int64(block)*int64(size), size)
+}
+
+// settled returns ErrNotCached if a part of a page is not settled.
+func (d *Device) settled(p *pageState, within, size int64) error {
+	l := &d.c.layout.page
+	switch {
+	case p.has(l.hasPrivate):
+		return d.settledIn(p, within, size)
+	case p.has(l.dirty) || p.has(l.writeback) || !p.has(l.uptodate):
+		return ErrNotCached
+	}
+	return nil
 }
 
 // settledIn checks the buffers of a part of a page.

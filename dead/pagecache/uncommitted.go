@@ -1,7 +1,6 @@
 package pagecache
 
 import (
-	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -127,7 +126,7 @@ type extInodes struct {
 	jinode  kernel.Field    // not zero since it was opened for writing (fs/ext4/file.c, ext4_file_open)
 	since   time.Time       // when the oldest open transaction began; zero if that is not known
 	tables  map[uint32]addr.Block
-	settled map[addr.Block]bool // blocks of inode tables
+	pending map[addr.Block]bool // blocks of inode tables
 }
 
 func (c *Cache) uncommittedExt(s *Superblock) (func(*Inode) (bool, error), error) {
@@ -135,7 +134,7 @@ func (c *Cache) uncommittedExt(s *Superblock) (func(*Inode) (bool, error), error
 	if err != nil {
 		return nil, err
 	}
-	x := &extInodes{super: &e.Super, tables: make(map[uint32]addr.Block), settled: make(map[addr.Block]bool)}
+	x := &extInodes{super: &e.Super, tables: make(map[uint32]addr.Block), pending: make(map[addr.Block]bool)}
 	if x.d, err = c.Device(s, nil); err != nil {
 		return nil, err
 	}
@@ -204,19 +203,14 @@ func (x *extInodes) inTransaction(i *Inode) (bool, error) {
 		return false, err
 	}
 	at := table + addr.Block(block)
-	settled, ok := x.settled[at]
+	pending, ok := x.pending[at]
 	if !ok {
-		_, err := x.d.Settled(at, int(x.super.BlockSize))
-		if settled = err == nil; err != nil && !errors.Is(err, ErrNotCached) {
+		if pending, err = x.d.pending(at, int(x.super.BlockSize)); err != nil {
 			return false, fmt.Errorf("read inode %d: %w", i.Ino, err)
 		}
-		// One that was written and dropped is on the disk.
-		if !settled && !x.d.Caches(at, int(x.super.BlockSize)) {
-			settled = true
-		}
-		x.settled[at] = settled
+		x.pending[at] = pending
 	}
-	return !settled, nil
+	return pending, nil
 }
 
 // table returns the first block of a group's inode table.
