@@ -28,7 +28,7 @@ func (f *FileSystem) inodes(q Query, found *Found) (files []*pagecache.Inode, un
 	walk := c.Inodes(s)
 	switch {
 	case q.All || s.InMemory():
-	case pending == nil:
+	case pending == nil && s.Type != "xfs" && s.Type != "btrfs": // Dropped needs all
 		walk = c.DirtyOr(s, nil)
 	default:
 		walk = c.DirtyOr(s, look)
