@@ -78,12 +78,15 @@ func fileOrder(key string) (func(a, b *inventory.File) int, error) {
 func (c *chosen) table(w io.Writer, all bool) error {
 	out := bufio.NewWriter(w)
 	rows := [][]string{{"MODE", "OWNER", "SIZE", "UNSAVED", "AGE", "STATE", "FS", "INODE", "GENERATION", "PATH"}}
-	files, unsaved := 0, int64(0)
+	files, uncommitted, unsaved := 0, 0, int64(0)
 	for _, l := range c.found {
 		device := printable(l.Device)
 		for _, f := range l.Files {
 			files++
 			unsaved += f.UnsavedBytes()
+			if f.State == inventory.Uncommitted {
+				uncommitted++
+			}
 			rows = append(rows, []string{
 				modeText(f.Mode), number(f.UID) + ":" + number(f.GID), number(f.Size), number(f.UnsavedBytes()),
 				ageText(f.Age), string(f.State), device, number(f.Ino), number(f.Generation), printable(f.Label()),
@@ -100,6 +103,9 @@ func (c *chosen) table(w io.Writer, all bool) error {
 	fmt.Fprintf(out, "%s, %s unsaved", plural(files, kind), bytesText(unsaved))
 	if len(c.found) > 0 {
 		fmt.Fprintf(out, ", on %s", printable(c.devices()))
+	}
+	if uncommitted > 0 {
+		fmt.Fprintf(out, "; %d of them were written, but not committed: the disk may lack what was written, or have an older size", uncommitted)
 	}
 	fmt.Fprintln(out)
 	return out.Flush()

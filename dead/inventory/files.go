@@ -38,7 +38,7 @@ type File struct {
 	State      State
 	Age        time.Duration // how long it has been unsaved; negative if unknown
 	// Uncommitted says that a change of its size, or of where its bytes lie, was not committed: the disk may have an older size, and
-	// lack bytes that are in Clean, although they were written. On btrfs it may be any other change, too.
+	// lack bytes that are in Clean, although they were written. On btrfs it may be any other change, too. It is not set if the file is New.
 	Uncommitted bool
 	Contents
 }
@@ -148,7 +148,9 @@ func (f *FileSystem) examine(inodes []*pagecache.Inode, uncommitted map[addr.Vir
 		file := &File{Inode: i, FileSystem: f, Age: -1}
 		file.Contents = f.contents(i, births, q.Clean)
 		_, file.Uncommitted = uncommitted[i.Addr]
-		file.State = f.state(file, births)
+		if file.State = f.state(file, births); file.State == New {
+			file.Uncommitted = false // the state says more
+		}
 		// A new file is lost even if it is empty, or if only its data is on the disk.
 		lost := file.State == New || f.Super.InMemory() || len(file.Unsaved)+len(file.Refused) > 0 || file.Uncommitted
 		if !q.All && !lost {
