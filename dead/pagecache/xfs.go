@@ -42,7 +42,7 @@ type xfsLayout struct {
 	forkBytes, forkHeight, forkRoot, forkExtents, forkFormat kernel.Field
 	itemSize                                                 int
 	itemInode, itemDirty, itemFields                         kernel.Field
-	itemFsync, itemDatasync                                  kernel.Field // the first, up to 6.17; or the second
+	itemFsync, itemDatasync                                  kernel.Field // 6.1 and 6.12 have the first, 7.2 the second
 }
 
 func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
