@@ -15,10 +15,15 @@ import (
 func (f *FileSystem) inodes(q Query, found *Found) (files []*pagecache.Inode, uncommitted map[addr.Virt]struct{}) {
 	c, s := f.image.Cache, f.Super
 	uncommitted = make(map[addr.Virt]struct{})
-	all := make(map[addr.Virt]struct{})
+	var all map[addr.Virt]struct{} // nil where Dropped yields nothing
+	if s.Type == "xfs" || s.Type == "btrfs" {
+		all = make(map[addr.Virt]struct{})
+	}
 	pending := f.pending(found)
 	look := func(i *pagecache.Inode) bool {
-		all[i.Addr] = struct{}{}
+		if all != nil {
+			all[i.Addr] = struct{}{}
+		}
 		if !i.Regular() || i.Deleted() || pending == nil || !pending(i) {
 			return false
 		}
@@ -28,7 +33,7 @@ func (f *FileSystem) inodes(q Query, found *Found) (files []*pagecache.Inode, un
 	walk := c.Inodes(s)
 	switch {
 	case q.All || s.InMemory():
-	case pending == nil && s.Type != "xfs" && s.Type != "btrfs": // Dropped needs all
+	case pending == nil && all == nil:
 		walk = c.DirtyOr(s, nil)
 	default:
 		walk = c.DirtyOr(s, look)
@@ -38,8 +43,8 @@ func (f *FileSystem) inodes(q Query, found *Found) (files []*pagecache.Inode, un
 			found.note(err)
 			continue
 		}
-		if _, ok := all[i.Addr]; !ok {
-			look(i)
+		if _, ok := uncommitted[i.Addr]; !ok {
+			look(i) // it is dirty: DirtyOr did not ask
 		}
 		if i.Regular() && (f.own == nil || !f.own(i)) {
 			files = append(files, i)

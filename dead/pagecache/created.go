@@ -53,58 +53,54 @@ func (c *Cache) Births(s *Superblock, clock *Clock) (*Births, error) {
 		return nil, fmt.Errorf("read transactions: %w", ErrClock)
 	}
 	i := layoutIn(c.k, "ext4_inode_info", "ext4")
-	n := &Births{c: c, tids: make(map[uint32]bool), size: i.Size}
+	n := &Births{c: c, size: i.Size}
 	n.inode, n.tid = i.Field("vfs_inode"), i.Field("i_sync_tid", 4)
 	n.create = timeField{sec: i.Field("i_crtime.tv_sec", 8), nsec: i.Field("i_crtime.tv_nsec", 8)}
 	if err := i.Err(); err != nil {
 		return nil, fmt.Errorf("read transactions: %w", err)
 	}
-	open, err := c.openTransactions(e.Journal)
-	if err != nil {
+	if n.tids, n.since, err = c.openTransactions(e.Journal, clock); err != nil {
 		return nil, err
-	}
-	for _, t := range open {
-		began := clock.wall(t.began)
-		if began.Before(clock.Boot) || began.After(clock.Now.Add(time.Second)) {
-			return nil, fmt.Errorf("read transactions: %w: one began at %v", ErrClock, began)
-		}
-		n.tids[t.id] = true
-		if n.since.IsZero() || began.Before(n.since) {
-			n.since = began
-		}
 	}
 	return n, nil
 }
 
-// openTransaction is a transaction of jbd2 that is not committed.
-type openTransaction struct {
-	id    uint32
-	began int64 // t_start_time, in jiffies
-}
-
-func (c *Cache) openTransactions(in *Journal) (out []openTransaction, err error) {
+// openTransactions returns the numbers of the transactions of jbd2 that are not committed, and when the oldest of them began by the
+// wall clock; without a clock, or such a transaction, zero. An error that wraps ErrClock says that one began at no possible time.
+func (c *Cache) openTransactions(in *Journal, clock *Clock) (tids map[uint32]bool, since time.Time, err error) {
 	j := layoutIn(c.k, "journal_s", "jbd2", "ext4")
 	t := layoutIn(c.k, "transaction_s", "jbd2", "ext4")
 	open := []kernel.Field{j.Field("j_committing_transaction", 8), j.Field("j_running_transaction", 8)}
 	tid, start := t.Field("t_tid", 4), t.Field("t_start_time", 8)
 	if err := errors.Join(j.Err(), t.Err()); err != nil {
-		return nil, fmt.Errorf("read transactions: %w", err)
+		return nil, since, fmt.Errorf("read transactions: %w", err)
 	}
+	tids = make(map[uint32]bool)
 	for _, f := range open {
 		at, err := c.k.Pointer(f.In(in.Addr))
 		if err != nil {
-			return nil, fmt.Errorf("read transactions: %w", err)
+			return nil, since, fmt.Errorf("read transactions: %w", err)
 		}
 		if at == 0 {
 			continue
 		}
 		b, err := c.k.Bytes(at, t.Size)
 		if err != nil {
-			return nil, fmt.Errorf("read transactions: %w", err)
+			return nil, since, fmt.Errorf("read transactions: %w", err)
 		}
-		out = append(out, openTransaction{uint32(tid.Uint(b)), int64(start.Uint(b))})
+		tids[uint32(tid.Uint(b))] = true
+		if clock == nil {
+			continue
+		}
+		began := clock.wall(int64(start.Uint(b)))
+		if began.Before(clock.Boot) || began.After(clock.Now.Add(time.Second)) {
+			return nil, since, fmt.Errorf("read transactions: %w: one began at %v", ErrClock, began)
+		}
+		if since.IsZero() || began.Before(since) {
+			since = began
+		}
 	}
-	return out, nil
+	return tids, since, nil
 }
 
 // Changed reports whether a transaction that was not committed may have changed an inode. An inode also has the number of

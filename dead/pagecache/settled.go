@@ -26,10 +26,7 @@ func (c *Cache) newHeadLayout() (*headLayout, error) {
 // it in another state. Do not use it for blocks that may be allocated to files and freed
 // again: what is cached of them may be from before.
 func (d *Device) Settled(block addr.Block, size int) ([]byte, error) {
-	p, within, err := d.pageOfBlock(block, size)
-	if err == nil {
-		err = d.settled(p, within, int64(size))
-	}
+	p, within, err := d.settled(block, size)
 	if err != nil {
 		return nil, err
 	}
@@ -38,33 +35,30 @@ func (d *Device) Settled(block addr.Block, size int) ([]byte, error) {
 
 // pending reports whether a change of a metadata block is on its way to the disk: memory has the block, and it is not settled.
 func (d *Device) pending(block addr.Block, size int) (bool, error) {
-	p, within, err := d.pageOfBlock(block, size)
-	if err == nil {
-		err = d.settled(p, within, int64(size))
-	}
+	p, _, err := d.settled(block, size)
 	if errors.Is(err, ErrNotCached) {
 		return p != nil, nil
 	}
 	return false, err
 }
 
-func (d *Device) pageOfBlock(block addr.Block, size int) (p *pageState, within int64, err error) {
+// settled returns the page that has a block, and the block's offset in it. With ErrNotCached the block is not settled, or, without
+// a page, not in memory.
+func (d *Device) settled(block addr.Block, size int) (p *pageState, within int64, err error) {
 	if size < minBuffer || size > MaxBlock || uint64(block) > 1<<62/uint64(size) {
 		return nil, 0, fmt.Errorf("read block %d: not a block of %d bytes", block, size)
 	}
-	return d.pageOf(int64(block)*int64(size), size)
-}
-
-// settled returns ErrNotCached if a part of a page is not settled.
-func (d *Device) settled(p *pageState, within, size int64) error {
+	if p, within, err = d.pageOf(int64(block)*int64(size), size); err != nil {
+		return p, within, err
+	}
 	l := &d.c.layout.page
 	switch {
 	case p.has(l.hasPrivate):
-		return d.settledIn(p, within, size)
+		err = d.settledIn(p, within, int64(size))
 	case p.has(l.dirty) || p.has(l.writeback) || !p.has(l.uptodate):
-		return ErrNotCached
+		err = ErrNotCached
 	}
-	return nil
+	return p, within, err
 }
 
 // settledIn checks the buffers of a part of a page.

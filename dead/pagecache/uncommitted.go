@@ -1,6 +1,7 @@
 package pagecache
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -13,8 +14,9 @@ import (
 // Uncommitted returns a function that reports whether a change of a file's size, or of where its bytes lie, may be lost with the
 // memory: what fdatasync(2) has to make durable besides the data. Pages of such a file may be clean, since they were written, and
 // yet be in no file of the disk after its own recovery. It may report a file of which only something else was changed. It leaves out
-// a file of the ext family that was written to, dropped from memory, and read again, all in one transaction. The function returns an error if the memory that it needs is not there; it is nil if no change of
-// the file system waits. It must not be called from several goroutines at once.
+// a file of the ext family that was written to, dropped from memory, and read again, all in one transaction. The function returns an
+// error if the memory that it needs is not there; it is nil if no change of the file system waits. It must not be called from
+// several goroutines at once.
 func (c *Cache) Uncommitted(s *Superblock) (func(*Inode) (bool, error), error) {
 	switch {
 	case s.HasBuffers():
@@ -139,20 +141,13 @@ func (c *Cache) uncommittedExt(s *Superblock) (func(*Inode) (bool, error), error
 		return nil, err
 	}
 	if e.Journal != nil {
-		open, err := c.openTransactions(e.Journal)
-		if err != nil || len(open) == 0 {
-			return nil, err
+		clock, _ := c.Clock() // without it, more counts as changed
+		x.tids, x.since, err = c.openTransactions(e.Journal, clock)
+		if errors.Is(err, ErrClock) {
+			x.tids, x.since, err = c.openTransactions(e.Journal, nil)
 		}
-		x.tids = make(map[uint32]bool)
-		clock, _ := c.Clock()
-		for _, t := range open {
-			x.tids[t.id] = true
-			if clock == nil {
-				continue
-			}
-			if began := clock.wall(t.began); x.since.IsZero() || began.Before(x.since) {
-				x.since = began
-			}
+		if err != nil || len(x.tids) == 0 {
+			return nil, err
 		}
 		l := layoutIn(c.k, "ext4_inode_info", "ext4")
 		x.info, x.tid, x.jinode = l.Field("vfs_inode"), l.Field("i_datasync_tid", 4), l.Field("jinode", 8)

@@ -55,6 +55,16 @@ func (d *damaged) View(pa addr.Phys, n int) ([]byte, error) {
 	return out, nil
 }
 
+// damage returns the memory with up to 30 bytes replaced, somewhere where it was read.
+func (r *recorder) damage(rng *rand.Rand) *damaged {
+	d := &damaged{Memory: r.Memory, bytes: make(map[addr.Phys]byte)}
+	for range 1 + rng.IntN(30) {
+		look := r.looks[rng.IntN(len(r.looks))]
+		d.bytes[look.Start+addr.Phys(rng.Uint64N(look.Len()))] = byte(rng.Uint32())
+	}
+	return d
+}
+
 var damageCases = flag.Int("damage", tier.Times(100, 400), "how many damaged images TestHostileMemory makes")
 
 // TestHostileMemory damages bytes of a real crash image that the plan depends
@@ -77,12 +87,7 @@ func TestHostileMemory(t *testing.T) {
 	judge := newJudge(t, k, id, whole)
 	failed, refused, worst := 0, 0, time.Duration(0)
 	for seed := range *damageCases {
-		rng := rand.New(rand.NewPCG(uint64(seed), 1))
-		mem := &damaged{Memory: rec.Memory, bytes: make(map[addr.Phys]byte)}
-		for range 1 + rng.IntN(30) {
-			r := rec.looks[rng.IntN(len(rec.looks))]
-			mem.bytes[r.Start+addr.Phys(rng.Uint64N(r.Len()))] = byte(rng.Uint32())
-		}
+		mem := rec.damage(rand.New(rand.NewPCG(uint64(seed), 1)))
 		start := time.Now()
 		k, err := kernel.Find(mem)
 		if err != nil {
@@ -127,12 +132,7 @@ func TestHostileUncommitted(t *testing.T) {
 	}
 	errs, fewer, worst := 0, 0, time.Duration(0)
 	for seed := range *damageCases {
-		rng := rand.New(rand.NewPCG(uint64(seed), 2))
-		mem := &damaged{Memory: rec.Memory, bytes: make(map[addr.Phys]byte)}
-		for range 1 + rng.IntN(30) {
-			r := rec.looks[rng.IntN(len(rec.looks))]
-			mem.bytes[r.Start+addr.Phys(rng.Uint64N(r.Len()))] = byte(rng.Uint32())
-		}
+		mem := rec.damage(rand.New(rand.NewPCG(uint64(seed), 2)))
 		start := time.Now()
 		k, err := kernel.Find(mem)
 		if err != nil {
