@@ -1,17 +1,15 @@
 package inventory
 
 import (
-	"errors"
 	"fmt"
 
 	"understudy.dev/understudy/dead/addr"
-	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/pagecache"
 )
 
 // inodes returns the regular files that a query is about, by what the kernel noted of them, and the addresses of those of which a
 // change of size or extents is not committed. It notes in found what it did not get: also the inodes that the kernel had dropped from
-// memory before their changes were committed.
+// memory before their changes were committed, and that the kernel's types do not tell what is not committed.
 func (f *FileSystem) inodes(q Query, found *Found) (files []*pagecache.Inode, uncommitted map[addr.Virt]struct{}) {
 	c, s := f.image.Cache, f.Super
 	uncommitted = make(map[addr.Virt]struct{})
@@ -19,7 +17,10 @@ func (f *FileSystem) inodes(q Query, found *Found) (files []*pagecache.Inode, un
 	if s.Type == "xfs" || s.Type == "btrfs" {
 		all = make(map[addr.Virt]struct{})
 	}
-	pending := f.pending(found)
+	pending, unknown := f.pending()
+	if unknown != nil {
+		found.note(fmt.Errorf("files that were written and not committed are left out, since it cannot be told which they are: %w", unknown))
+	}
 	look := func(i *pagecache.Inode) bool {
 		if all != nil {
 			all[i.Addr] = struct{}{}
@@ -46,12 +47,12 @@ func (f *FileSystem) inodes(q Query, found *Found) (files []*pagecache.Inode, un
 		if _, ok := uncommitted[i.Addr]; !ok {
 			look(i) // it is dirty: DirtyOr did not ask
 		}
-		if i.Regular() && (f.own == nil || !f.own(i)) {
+		if i.Regular() && !f.own(i) {
 			files = append(files, i)
 		}
 	}
-	for err := range c.Dropped(s, all) {
-		if !errors.Is(err, kernel.ErrNotFound) {
+	if unknown == nil { // otherwise, what was dropped is not known either
+		for err := range c.Dropped(s, all) {
 			found.note(err)
 		}
 	}
@@ -59,20 +60,17 @@ func (f *FileSystem) inodes(q Query, found *Found) (files []*pagecache.Inode, un
 }
 
 // pending returns a function that reports whether a change of a file's size or extents may not be committed; nil if that is so of no
-// file, or if the kernel's types do not tell it. A file of which it cannot be told counts.
-func (f *FileSystem) pending(found *Found) func(*pagecache.Inode) bool {
+// file. A file of which it cannot be told counts.
+func (f *FileSystem) pending() (func(*pagecache.Inode) bool, error) {
 	if f.Super.InMemory() || f.Server != "" {
-		return nil
+		return nil, nil
 	}
 	test, err := f.image.Cache.Uncommitted(f.Super)
-	if err != nil && !errors.Is(err, kernel.ErrNotFound) {
-		found.note(fmt.Errorf("which files are not committed: %w", err))
-	}
 	if test == nil {
-		return nil
+		return nil, err
 	}
 	return func(i *pagecache.Inode) bool {
 		yes, err := test(i)
 		return yes || err != nil
-	}
+	}, nil
 }

@@ -33,6 +33,21 @@ type Superblock struct {
 // ReadOnly reports whether it is mounted read-only (SB_RDONLY).
 func (s *Superblock) ReadOnly() bool { return s.Flags&1 != 0 }
 
+// FirstFile returns the lowest number that a file has, where the type alone tells it; zero elsewhere. An inode with a lower one
+// may look like a file: what a file system makes with new_inode for itself keeps, up to 6.1 at least, the mode of an inode
+// that was in its place before (fs/inode.c, inode_init_always).
+func (s *Superblock) FirstFile() addr.Ino {
+	switch s.Type {
+	case "ext2", "ext3", "ext4":
+		return 11 // EXT4_GOOD_OLD_FIRST_INO (fs/ext4/ext4.h)
+	case "btrfs":
+		return 256 // BTRFS_FIRST_FREE_OBJECTID (include/uapi/linux/btrfs_tree.h)
+	case "vfat", "msdos":
+		return 3 // after MSDOS_FSINFO_INO (fs/fat/fat.h)
+	}
+	return 0
+}
+
 // HasBuffers reports whether its pages carry buffer heads that are understood.
 func (s *Superblock) HasBuffers() bool {
 	return s.Type == "ext4" || s.Type == "ext3" || s.Type == "ext2"

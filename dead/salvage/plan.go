@@ -49,7 +49,6 @@ type Plan struct {
 
 	cache    *pagecache.Cache
 	mem      ram.Memory
-	first    addr.Ino  // the first inode that is not btrfs's own; 0 for other types
 	staged   int64     // bytes
 	segments []segment // of all runs, in the order of the staging area
 }
@@ -123,11 +122,7 @@ var ErrUnsupported = errors.New("file system type is not supported")
 
 // plain are file system types that need nothing but what all types have in
 // common to be understood.
-var plain = []string{"xfs", "vfat"}
-
-// firstBtrfs is the number of the first inode that is not btrfs's own
-// (include/uapi/linux/btrfs_tree.h, BTRFS_FIRST_FREE_OBJECTID).
-const firstBtrfs = 256
+var plain = []string{"xfs", "btrfs", "vfat"}
 
 // Of plans the salvage of a file system. If its type is not understood, the error
 // wraps ErrUnsupported.
@@ -146,8 +141,6 @@ func Of(c *pagecache.Cache, s *pagecache.Superblock) (*Plan, error) {
 		}
 	case s.InMemory():
 		walk = c.Inodes // nothing of it was ever saved
-	case s.Type == "btrfs":
-		p.first = firstBtrfs
 	case !slices.Contains(plain, s.Type):
 		return nil, fmt.Errorf("plan salvage of %s: %s: %w", s.ID, s.Type, ErrUnsupported)
 	}
@@ -204,7 +197,7 @@ func (p *Plan) addAll(c *pagecache.Cache, s *pagecache.Superblock, inodes []*pag
 }
 
 // empty is a plan for the same file system, without files.
-func (p *Plan) empty() Plan { return Plan{Ext4: p.Ext4, first: p.first} }
+func (p *Plan) empty() Plan { return Plan{Super: p.Super, Ext4: p.Ext4} }
 
 // add plans for one inode.
 func (p *Plan) add(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Inode, paths *pagecache.Paths) {
@@ -248,7 +241,7 @@ func fileOf(i *pagecache.Inode) File {
 // unfit says why a file must not be written to, or 0.
 func (p *Plan) unfit(i *pagecache.Inode) pagecache.Reason {
 	switch {
-	case i.Ino < p.first || p.Ext4.Internal(i):
+	case i.Ino < p.Super.FirstFile() || p.Ext4.Internal(i):
 		return pagecache.Reserved
 	case i.Flags&pagecache.FlagEncrypted != 0:
 		return pagecache.Encrypted

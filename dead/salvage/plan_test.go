@@ -156,13 +156,14 @@ func TestReport(t *testing.T) {
 
 // TestUnfit checks that the plans that are made in parallel know which inodes are the file system's own.
 func TestUnfit(t *testing.T) {
-	whole := Plan{first: 11, Ext4: pagecache.Ext4{Super: ext4.Super{FirstInode: 11, OrphanFile: 12, Incompat: ext4.IncompatEAInode}}}
+	whole := Plan{Super: pagecache.Superblock{Type: "ext4"}, Ext4: pagecache.Ext4{Super: ext4.Super{FirstInode: 11, OrphanFile: 12, Incompat: ext4.IncompatEAInode}}}
 	part := whole.empty()
 	for name, tc := range map[string]struct {
 		inode pagecache.Inode
 		want  pagecache.Reason
 	}{
 		"a file":                    {pagecache.Inode{Ino: 13}, 0},
+		"the journal":               {pagecache.Inode{Ino: 8}, pagecache.Reserved},
 		"the orphans":               {pagecache.Inode{Ino: 12}, pagecache.Reserved},
 		"the value of an attribute": {pagecache.Inode{Ino: 13, Flags: pagecache.FlagNoQuota}, pagecache.Reserved},
 		"encrypted":                 {pagecache.Inode{Ino: 13, Flags: pagecache.FlagEncrypted}, pagecache.Encrypted},

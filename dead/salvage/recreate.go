@@ -57,7 +57,6 @@ func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, 
 			p.xfsRecords, p.xfsLast, err = w.xfs.Records()
 		}
 	case "btrfs":
-		p.first = firstBtrfs
 		if w.btrfs, err = c.Btrfs(s); err == nil {
 			p.btrfsSuper, p.btrfsCommitted, p.btrfsLogging = w.btrfs.Super, w.btrfs.LastCommitted, w.btrfs.Logging
 		}
@@ -108,7 +107,7 @@ type diskWalk struct {
 
 // add plans for one inode.
 func (w *diskWalk) add(i *pagecache.Inode) error {
-	if i.Ino < w.p.first || w.xfs != nil && w.xfs.Internal(i) || w.btrfs != nil && w.btrfs.Internal(i) {
+	if i.Ino < w.s.FirstFile() || w.xfs != nil && w.xfs.Internal(i) || w.btrfs != nil && w.btrfs.Internal(i) {
 		return nil
 	}
 	f := fileOf(i)
