@@ -72,7 +72,7 @@ func (r *restorer) directory(l *unlogged) error {
 // unlockDirectory clears the inode flags that forbid changes to a directory and to the names in it, and notes those
 // that it had.
 func (r *restorer) unlockDirectory(l *unlogged) error {
-	if _, known := r.dirs[l.path()]; !known || l.path() == "" && !l.isTop() {
+	if _, known := r.dirs[l.path()]; !known || !l.named() {
 		return nil // nothing is made in it by its name
 	}
 	fd, err := r.openDir(l.path())
@@ -96,6 +96,10 @@ func (r *restorer) unlockDirectory(l *unlogged) error {
 
 // isTop reports whether l is the top directory.
 func (l *unlogged) isTop() bool { return len(l.attr.Paths) == 1 && len(l.attr.Paths[0]) == 0 }
+
+// named reports whether a directory has a path. One that was removed while it was open has none; an empty path would be the top
+// directory's.
+func (l *unlogged) named() bool { return l.path() != "" || l.isTop() }
 
 // rename gives a directory the path that it had.
 func (r *restorer) rename(l *unlogged, fd int) error {
@@ -235,7 +239,7 @@ func (r *restorer) newDirectory(l *unlogged, in int, name string) (int, error) {
 // is made in them any more.
 func (r *restorer) endDirectories() {
 	for _, l := range r.all {
-		if l.kind() != unix.S_IFDIR || l.failed {
+		if l.kind() != unix.S_IFDIR || l.failed || !l.named() {
 			continue
 		}
 		if _, ok := r.dirs[l.path()]; !ok {

@@ -176,7 +176,7 @@ func (r *restorer) probe(l *unlogged) error {
 		}
 		return l.old(&st)
 	}
-	if l.path() != "" || l.isTop() {
+	if l.named() {
 		if r.dirs[l.path()], err = handleOf(r.kind, l.file, l.attr.Root); err != nil {
 			return err
 		}

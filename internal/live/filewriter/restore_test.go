@@ -753,6 +753,33 @@ func TestRestoreTop(t *testing.T) {
 	}
 }
 
+// TestRestoreTopKeeps checks that the top directory keeps its own owner, permissions and times, and gets none of a directory
+// that was removed while it was open, and has no name.
+func TestRestoreTopKeeps(t *testing.T) {
+	s := newScene(t)
+	s.onDisk("d/", "")
+	s.onDisk("e/", "")
+	stat := func() (st unix.Stat_t) {
+		if err := unix.Stat(s.dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	before := stat()
+	s.was("d", modeDir, 0, 0)
+	top := s.was(".", before.Mode, 0, 0, "")
+	top.Committed = true
+	s.files[top.File].Mtime, s.files[top.File].Atime = wire.Time{Sec: 5e8}, wire.Time{Sec: 5e8}
+	s.was("e", modeDir, 0, 0)
+	if r := s.restore(time.Time{}); len(r.Failures) > 0 {
+		t.Error(r.Failures)
+	}
+	now := stat()
+	if now.Mode != before.Mode || now.Uid != before.Uid || now.Gid != before.Gid || now.Mtim.Sec != 5e8 {
+		t.Errorf("mode %o, owner %d:%d, mtime %d; they were %o, %d:%d, %d", now.Mode, now.Uid, now.Gid, now.Mtim.Sec, before.Mode, before.Uid, before.Gid, int(5e8))
+	}
+}
+
 // TestRestoreLater checks that what was changed after the crash is left alone.
 func TestRestoreLater(t *testing.T) {
 	s := newScene(t)
