@@ -7,7 +7,7 @@
 GO ?= go
 BEGAN := $(shell date +%s)
 
-.PHONY: build lab setup kernels vet check lint test test-quick test-full demo metal survive matrix matrix-wide matrix-arm64 matrix-built oracle oracle-live fuzz nfs nfs-crashes systems bench deb clean
+.PHONY: build lab setup kernels vet check lint test test-quick test-full demo metal survive matrix matrix-wide matrix-arm64 matrix-built oracle oracle-remade oracle-live fuzz nfs nfs-crashes systems bench deb clean
 
 # What --version says: the tag, or the last one with the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -105,6 +105,11 @@ PROGRAMS ?= 24
 FIRST ?= 1
 oracle: kernels build
 	$(GO) run ./internal/lab/oracle/cmd -seed $(FIRST) -seeds $(SEEDS) -programs $(PROGRAMS) -table docs/ORACLE.md
+
+# The same with XFS and btrfs; writes their part of docs/ORACLE.md.
+REMADE ?= 60
+oracle-remade: kernels build
+	$(GO) run ./internal/lab/oracle/cmd -seed $(FIRST) -seeds $(REMADE) -remade -keep out/oracle-remade -table docs/ORACLE.md
 
 # The same with takeovers of running pairs; writes their part of docs/ORACLE.md.
 LIVE ?= 60

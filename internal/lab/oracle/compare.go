@@ -27,6 +27,7 @@ type Comparison struct {
 	Done     int       `json:"done"`     // threads whose pending operation is done
 	Partial  int       `json:"partial"`  // threads whose pending write is done in part
 	Forgiven int       `json:"forgiven"` // after a refusal: differences that exist without a rescue, too
+	Back     int       `json:"back"`     // names that were removed, and are there again
 	Findings []Finding `json:"findings"` // none if the tree is exact
 }
 
@@ -55,9 +56,12 @@ type comparer struct {
 	thread  *Thread
 	touched map[int]bool // IDs of the nodes that the pending operation touches
 	since   int64        // no mtime of this run is older, in seconds
+	remade  *remade      // nil if everything must be as it was
 	found   Tree
 	partial bool // the pending write is done in part
 	out     []Finding
+
+	forgiven, back int // as in Comparison
 }
 
 // Compare compares a tree with what it must be after the crash.
@@ -73,7 +77,7 @@ func (c *Crashed) Compare(found Tree) Comparison {
 	out.Findings = c.compareTop(found)
 	for i := range c.Threads {
 		t := &c.Threads[i]
-		before := t.compare(found, t.Before, threadDir(i), c.Root.Sec)
+		before := t.compare(found, t.Before, threadDir(i), c.Root.Sec, c.remade)
 		t.Before.Top.Walk("", func(_ string, n *script.Node) {
 			out.Nodes++
 			if n.Durable() && !before.touched[n.ID] {
@@ -82,7 +86,7 @@ func (c *Crashed) Compare(found Tree) Comparison {
 		})
 		best := before
 		if (len(before.out) > 0 || before.partial) && t.Pending != nil {
-			after := t.compare(found, t.After, threadDir(i), c.Root.Sec)
+			after := t.compare(found, t.After, threadDir(i), c.Root.Sec, c.remade)
 			switch {
 			case len(after.out) < len(before.out) || len(after.out) == 0 && !after.partial:
 				best = after
@@ -92,6 +96,7 @@ func (c *Crashed) Compare(found Tree) Comparison {
 			}
 		}
 		out.Findings = append(out.Findings, best.out...)
+		out.Forgiven, out.Back = out.Forgiven+best.forgiven, out.Back+best.back
 	}
 	return out
 }
@@ -116,20 +121,30 @@ func (c *Crashed) compareTop(found Tree) []Finding {
 	return out
 }
 
-func (t *Thread) compare(found Tree, want *script.Script, dir string, since int64) *comparer {
-	c := &comparer{thread: t, touched: t.touched(), since: since, found: found}
+func (t *Thread) compare(found Tree, want *script.Script, dir string, since int64, r *remade) *comparer {
+	c := &comparer{thread: t, touched: t.touched(), since: since, found: found, remade: r}
 	wanted := make(map[string]bool)
 	want.Top.Walk(dir, func(at string, n *script.Node) {
 		wanted[at] = true
 		e, ok := found.Entries[at]
+		sound := len(c.out)
 		if !ok {
 			c.find(at, n, "missing")
-			return
+		} else {
+			c.node(at, n, e)
 		}
-		c.node(at, n, e)
+		if len(c.out) > sound && c.remade.refuses(at, n.Ino) && c.remade.leftAs(e, ok) {
+			c.out = c.out[:sound]
+			c.forgiven++
+		}
 	})
 	for _, at := range slices.Sorted(maps.Keys(found.Entries)) {
-		if strings.HasPrefix(at, dir+"/") && !wanted[at] {
+		if !strings.HasPrefix(at, dir+"/") || wanted[at] {
+			continue
+		}
+		if c.remade.hadBefore(at, found) {
+			c.back++
+		} else {
 			c.find(at, nil, "inode %d is too much", found.Entries[at].Ino)
 		}
 	}
@@ -173,7 +188,8 @@ func (c *comparer) node(at string, n *script.Node, e page.Entry) {
 		c.find(at, n, "type %o, want %o", e.Mode&script.TypeMask, n.Mode&script.TypeMask)
 		return
 	}
-	if n.Ino != 0 && e.Ino != n.Ino {
+	again := c.remade != nil && !n.Durable() // it may have been made again
+	if n.Ino != 0 && e.Ino != n.Ino && !again {
 		c.find(at, n, "inode %d, want %d", e.Ino, n.Ino)
 	}
 	chown := touched && c.thread.Pending.Kind == script.Chown
@@ -183,13 +199,14 @@ func (c *comparer) node(at string, n *script.Node, e page.Entry) {
 	if e.UID != n.UID || e.GID != n.GID {
 		c.find(at, n, "owner %d:%d, want %d:%d", e.UID, e.GID, n.UID, n.GID)
 	}
-	if e.Nlink != n.Nlink() {
+	if e.Nlink != n.Nlink() && c.remade == nil { // a name that was removed may be back
+
 		c.find(at, n, "%d links, want %d", e.Nlink, n.Nlink())
 	}
-	if !c.mtime(n, e) {
+	if !c.mtime(n, e) && !(again && n.Dir()) {
 		c.find(at, n, "mtime %d.%09d, want %d.%09d", e.Sec, e.Nsec, n.Sec, n.Nsec)
 	}
-	if what := c.xattrs(n, e); what != "" {
+	if what := c.xattrs(n, e); what != "" && !again {
 		c.find(at, n, "%s", what)
 	}
 	switch {

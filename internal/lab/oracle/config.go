@@ -28,6 +28,8 @@ type Config struct {
 	Extended, Size string
 	script.Features
 	NoJournal bool
+	// Remakes says that a rescue leaves the log to the mount and makes again what that lacks: XFS and btrfs.
+	Remakes bool
 	// Full says that so few blocks or inodes are free that an operation may fail for want
 	// of them, which ends its thread; Ballast says that blocks are taken beforehand.
 	Full, Ballast bool
@@ -143,10 +145,23 @@ var Rare = []Config{
 	{Name: "resized-meta_bg", Type: "ext4", Mkfs: on1k("-O", "meta_bg,^resize_inode"), Size: "128M", Features: extents, Grow: diskSize / 1024},
 }
 
-// RareNames returns the names of Rare.
-func RareNames() []string {
+// On older kernels, modules have no types.
+var noModuleTypes = []string{"5.10"}
+
+// Remade are configurations of XFS and btrfs, which a seed does not choose either.
+var Remade = []Config{
+	{Name: "xfs", Type: "xfs", Mkfs: []string{"mkfs.xfs"}, Features: extents, Remakes: true, Without: noModuleTypes},
+	{Name: "btrfs", Type: "btrfs", Mkfs: []string{"mkfs.btrfs"}, Features: extents, Remakes: true, Without: noModuleTypes},
+	{Name: "xfs-1k", Type: "xfs", Mkfs: []string{"mkfs.xfs", "-b", "size=1024"}, Features: extents, Remakes: true, Without: noModuleTypes},
+	{Name: "btrfs-commit-1", Type: "btrfs", Options: "commit=1", Mkfs: []string{"mkfs.btrfs"}, Features: extents, Remakes: true, Without: noModuleTypes},
+	{Name: "btrfs-nodatacow", Type: "btrfs", Options: "nodatacow", Mkfs: []string{"mkfs.btrfs"}, Features: extents, Remakes: true, Without: noModuleTypes},
+	{Name: "btrfs-compress", Type: "btrfs", Options: "compress-force=zstd", Mkfs: []string{"mkfs.btrfs"}, Features: extents, Remakes: true, Without: noModuleTypes},
+}
+
+// Names returns the names of configurations.
+func Names(configs []Config) []string {
 	var names []string
-	for _, c := range Rare {
+	for _, c := range configs {
 		names = append(names, c.Name)
 	}
 	return names
@@ -163,7 +178,7 @@ func (c Config) On(kernel string) bool {
 // FindConfig returns the configuration with a name.
 func FindConfig(name string) (Config, error) {
 	var names []string
-	for _, c := range slices.Concat(Configs, Rare) {
+	for _, c := range slices.Concat(Configs, Rare, Remade) {
 		if c.Name == name {
 			return c, nil
 		}

@@ -27,7 +27,8 @@ type Crashed struct {
 	Threads []Thread
 	Root    script.Stat // of the top directory; only its mtime counts
 
-	ran *ran // instead of threads, if a program was the workload
+	remade *remade // of a rescue that makes again what was not committed
+	ran    *ran    // instead of threads, if a program was the workload
 
 	// What is known of the instant of the crash.
 	Ops       int  // reported, of all threads
@@ -67,7 +68,7 @@ func (c Case) work() page.Work {
 		w.Threads = page.Threads
 	case Commit:
 		w.Sync, w.SyncMicros, w.Pieces = true, r.IntN(20000), true
-		w.Commit = !c.Config.NoJournal
+		w.Commit = !c.Config.NoJournal && !c.Config.Remakes // it looks for jbd2
 	case Writeback:
 		w.Sync, w.Writeback, w.Pieces = true, 4+r.IntN(100), true
 		w.Sysctls["vm/dirty_expire_centisecs"] = "360000"
@@ -90,7 +91,7 @@ func (c Case) Run(ctx context.Context, dir string) (*Crashed, error) {
 	if c.Config.Outside {
 		disks = append(disks, partition.Disk{Name: "journal", Image: journalOf(image)})
 	}
-	g, err := boot(ctx, page.Running, format, dir, "work", c.Kernel, page.Order{Work: &w}, disks...)
+	g, err := c.boot(ctx, page.Running, format, dir, "work", page.Order{Work: &w}, disks...)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,16 @@ func (c Case) format(path string, more ...string) error {
 	if err := makeFile(path, diskSize); err != nil {
 		return err
 	}
-	args := append([]string{"-qF", "-I", "256", "-U", uuid(c.Seed), "-E", "hash_seed=" + uuid(c.Seed+1) + c.Config.Extended}, c.Config.Mkfs[1:]...)
+	var args []string
+	switch c.Config.Type {
+	case "xfs":
+		args = []string{"-q", "-m", "uuid=" + uuid(c.Seed)}
+	case "btrfs":
+		args = []string{"-q", "-U", uuid(c.Seed)}
+	default:
+		args = []string{"-qF", "-I", "256", "-U", uuid(c.Seed), "-E", "hash_seed=" + uuid(c.Seed+1) + c.Config.Extended}
+	}
+	args = append(args, c.Config.Mkfs[1:]...)
 	args = append(append(args, more...), path)
 	if c.Config.Size != "" {
 		args = append(args, c.Config.Size)

@@ -8,9 +8,26 @@ import (
 	"os/exec"
 )
 
-// check runs e2fsck on an unmounted file system, which it does not change, and returns
-// what e2fsck finds; "" is good.
-func check(image string) (string, error) {
+// check runs the check of a case's type of file system on an unmounted one, which it does not change, and returns
+// what that finds; "" is good.
+func (c Case) check(image string) (string, error) {
+	var argv []string
+	switch c.Config.Type {
+	case "xfs":
+		argv = []string{"xfs_repair", "-n", image}
+	case "btrfs":
+		argv = []string{"btrfs", "check", "--readonly", image}
+	default:
+		return checkExt(image)
+	}
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	if _, ended := errors.AsType[*exec.ExitError](err); ended {
+		return string(out), nil
+	}
+	return "", err
+}
+
+func checkExt(image string) (string, error) {
 	out, err := exec.Command("e2fsck", "-fn", image).CombinedOutput()
 	if exit, ended := errors.AsType[*exec.ExitError](err); ended && exit.ExitCode() < 8 {
 		return string(out), nil

@@ -201,15 +201,18 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 	}
 	whole := c.Compare(trees[0])
 	r.Undone = len(whole.Findings)
-	if r.PlainBad, err = check(plain); err != nil {
+	if r.PlainBad, err = c.check(plain); err != nil {
 		return err
 	}
 	if o.Rescue != nil {
+		if c.Config.Remakes {
+			c.remade = remadeOf(trees[0], r.Rescue)
+		}
 		tree := c.Compare(trees[1])
-		if r.Tree = &tree; r.Rescue.Exit != 0 {
+		if r.Tree = &tree; r.Rescue.Exit != 0 && !c.Config.Remakes {
 			tree.forgive(trees[0], trees[1])
 		}
-		if r.Fsck, err = check(rescued); err != nil {
+		if r.Fsck, err = c.check(rescued); err != nil {
 			return err
 		}
 	} else if c.Crash == Clean {

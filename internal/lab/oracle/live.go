@@ -144,7 +144,7 @@ func (l *live) describe(program string) (*pair.Pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	packed, err := image(tree) // the worker is beside it
+	packed, err := image(tree, l.Config.Type) // the worker is beside it
 	if err != nil {
 		return nil, err
 	}
@@ -347,7 +347,7 @@ func (l *live) compare(ctx context.Context, reports []*takeover.Report, r *Resul
 		r.Plain.Findings = nil
 	}
 	r.Rescue = rescueOf(reports)
-	if r.Fsck, err = check(l.image); err != nil {
+	if r.Fsck, err = l.check(l.image); err != nil {
 		return err
 	}
 	r.Verdict = verdict(r)

@@ -3,14 +3,13 @@ package oracle
 import (
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// liveHead begins the part of docs/ORACLE.md about pairs; the part before it is about other cases.
+// liveHead begins the part of docs/ORACLE.md about pairs.
 const liveHead = "## Takeovers of running pairs\n"
 
 const liveIntro = liveHead + `
@@ -86,21 +85,4 @@ func (r *RescueReport) commits() []takeover.Commit {
 		return nil
 	}
 	return report.Commits
-}
-
-// Page puts the results into the text of docs/ORACLE.md. Each of its two parts is of one run; a
-// part without results stays as it was.
-func Page(was string, results []Result, when time.Time) string {
-	head, tail, pairs := strings.Cut(was, liveHead)
-	if tail = strings.TrimSpace(tail); pairs {
-		tail = liveHead + "\n" + tail + "\n"
-	}
-	isLive := func(r Result) bool { return r.Deaths > 0 }
-	if other := slices.DeleteFunc(slices.Clone(results), isLive); len(other) > 0 {
-		head = Markdown(other, when)
-	}
-	if live := slices.DeleteFunc(slices.Clone(results), func(r Result) bool { return !isLive(r) }); len(live) > 0 {
-		tail = LiveMarkdown(live, when)
-	}
-	return strings.TrimSpace(head) + "\n\n" + tail
 }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,20 +59,24 @@ type guest struct {
 	page page.Page
 }
 
-// images are the initial RAM file systems of this process, by kernel.
+// images are the initial RAM file systems of this process, by kernel and type of file system.
 var images sync.Map
 
-// image packs the guest for a kernel, once.
-func image(kernel string) (string, error) {
+// image packs the guest for a kernel and a type of file system, once. The programs' disk is an ext4.
+func image(kernel, fs string) (string, error) {
+	modules := []string{"ext4", "quota_v2"}
+	if !strings.HasPrefix(fs, "ext") {
+		modules = append(modules, fs)
+	}
 	pack := sync.OnceValues(func() (string, error) {
 		dir, err := os.MkdirTemp("", "understudy-oracle-")
 		if err != nil {
 			return "", err
 		}
 		path := filepath.Join(dir, "initrd")
-		return path, fixture.Pack(path, "understudy.dev/understudy/internal/lab/oracle/guest", kernel, []string{"ext4", "quota_v2"})
+		return path, fixture.Pack(path, "understudy.dev/understudy/internal/lab/oracle/guest", kernel, modules)
 	})
-	once, _ := images.LoadOrStore(kernel, pack)
+	once, _ := images.LoadOrStore([2]string{kernel, fs}, pack)
 	return once.(func() (string, error))()
 }
 
@@ -92,12 +97,12 @@ func CleanUp() {
 }
 
 // start boots a guest that has an order and these disks.
-func start(ctx context.Context, dir, name, kernel string, order page.Order, disks ...partition.Device) (*guest, error) {
-	tree, err := fixture.Kernel(kernel)
+func (c Case) start(ctx context.Context, dir, name string, order page.Order, disks ...partition.Device) (*guest, error) {
+	tree, err := fixture.Kernel(c.Kernel)
 	if err != nil {
 		return nil, err
 	}
-	initrd, err := image(tree)
+	initrd, err := image(tree, c.Config.Type)
 	if err != nil {
 		return nil, err
 	}
@@ -135,12 +140,12 @@ const tries = 4
 
 // boot starts a guest and waits until it is in a state. Each try begins with
 // prepare.
-func boot(ctx context.Context, state uint32, prepare func() error, dir, name, kernel string, order page.Order, disks ...partition.Device) (*guest, error) {
+func (c Case) boot(ctx context.Context, state uint32, prepare func() error, dir, name string, order page.Order, disks ...partition.Device) (*guest, error) {
 	for try := 1; ; try++ {
 		if err := prepare(); err != nil {
 			return nil, err
 		}
-		g, err := start(ctx, dir, name, kernel, order, disks...)
+		g, err := c.start(ctx, dir, name, order, disks...)
 		if err != nil {
 			return nil, err
 		}

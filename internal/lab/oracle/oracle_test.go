@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -104,7 +105,7 @@ func TestDetects(t *testing.T) {
 			t.Errorf("%s: %d findings", names[i], len(got.Findings))
 		}
 	}
-	said, err := check(images[0])
+	said, err := c.check(images[0])
 	if err != nil || said != "" {
 		t.Errorf("e2fsck: %v %s", err, said)
 	}
@@ -216,8 +217,11 @@ func TestRescue(t *testing.T) {
 			real = nil
 		}
 	}
-	cases = append(cases, real...)
-	for _, c := range cases {
+	remade, err := Cases(*first, 2*seeds, Names(Remade[:2]), kernels, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range slices.Concat(cases, real, remade) {
 		r := c.Judge(t.Context(), Options{Keep: "../../../out/oracle", Rescue: Command(binary)})
 		if t.Log(r); !r.Verdict.Good() {
 			t.Errorf("%v: %s", c, r.Verdict)
@@ -225,20 +229,25 @@ func TestRescue(t *testing.T) {
 	}
 }
 
-// TestPage checks that what one run writes leaves the other's part as it is.
+// TestPage checks that what one run writes leaves the other parts as they are.
 func TestPage(t *testing.T) {
 	when := time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
 	offline := []Result{{Seed: 1, Config: "ext4", Kernel: "6.1-cloud", Crash: Panic, Verdict: Exact}}
 	live := []Result{{Seed: 2, Config: "ext4", Kernel: "6.1-cloud", Crash: Hang, Verdict: Exact, Deaths: 2}}
-	both := Page("", append(offline, live...), when)
-	if got := Page(Page("", offline, when), live, when); got != both {
-		t.Errorf("one after the other:\n%s\nwant\n%s", got, both)
+	remade := []Result{{Seed: 3, Config: "xfs", Kernel: "6.1-cloud", Crash: Panic, Verdict: Refused, Tree: &Comparison{Nodes: 7, Forgiven: 1, Back: 2}}}
+	all := Page("", slices.Concat(offline, live, remade), when)
+	if got := Page(Page(Page("", remade, when), offline, when), live, when); got != all {
+		t.Errorf("one after the other:\n%s\nwant\n%s", got, all)
 	}
-	if got := Page(both, offline, when); got != both {
-		t.Errorf("once more:\n%s\nwant\n%s", got, both)
+	for _, some := range [][]Result{offline, live, remade} {
+		if got := Page(all, some, when); got != all {
+			t.Errorf("once more:\n%s\nwant\n%s", got, all)
+		}
 	}
-	if !strings.Contains(both, "| hang | 1 | 2 | 1 exact |") || !strings.Contains(both, "\n1 cases: 1 exact.") {
-		t.Errorf("%s", both)
+	for _, want := range []string{"| hang | 1 | 2 | 1 exact |", "\n1 cases: 1 exact.", "\n1 cases: 1 refused.", "| xfs | 7 | 0 | 1 | 2 | 0 |"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("no %q in\n%s", want, all)
+		}
 	}
 }
 

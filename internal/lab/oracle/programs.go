@@ -178,7 +178,7 @@ func (c Case) runProgram(ctx context.Context, dir string) (*Crashed, error) {
 		order.Mount.Options = strings.TrimPrefix(order.Mount.Options+",commit=300", ",")
 	}
 	format := func() error { return c.format(image) }
-	g, err := boot(ctx, page.Running, format, dir, "work", c.Kernel, page.Order{Program: &order},
+	g, err := c.boot(ctx, page.Running, format, dir, "work", page.Order{Program: &order},
 		partition.Disk{Name: disk, Image: image}, partition.Disk{Name: toolsName, Image: tools, ReadOnly: true})
 	if err != nil {
 		return nil, err

@@ -134,7 +134,7 @@ func byProgram(b *strings.Builder, results []Result) {
 
 func byConfig(b *strings.Builder, results []Result) {
 	kernels := head(b, "configuration", results)
-	for _, c := range slices.Concat(Configs, Rare) {
+	for _, c := range slices.Concat(Configs, Rare, Remade) {
 		row := byKernel(results, func(r Result) bool { return r.Config == c.Name })
 		if len(row) == 0 {
 			continue

@@ -45,7 +45,7 @@ func (c Case) walk(ctx context.Context, dir string, order page.Walk, devices []p
 		order.Mounts = append(order.Mounts, page.Mount{Disk: name, Type: c.Config.Type, Options: c.Config.Options})
 		devices = append(devices, partition.Disk{Name: name, Image: image})
 	}
-	g, err := boot(ctx, page.Ended, func() error { return nil }, dir, "walk", c.Kernel, page.Order{Walk: &order}, devices...)
+	g, err := c.boot(ctx, page.Ended, func() error { return nil }, dir, "walk", page.Order{Walk: &order}, devices...)
 	if err != nil {
 		return nil, fmt.Errorf("walk: %w", err)
 	}
@@ -127,16 +127,21 @@ type place struct {
 	base string
 }
 
+// place returns where a path is.
+func (t Tree) place(at string) place {
+	dir := path.Dir(at)
+	if dir == "." {
+		dir = ""
+	}
+	return place{t.Entries[dir].Ino, path.Base(at)}
+}
+
 // places returns all names of a tree.
 func (t Tree) places() map[place]page.Entry {
 	all := make(map[place]page.Entry)
 	for at, e := range t.Entries {
 		if at != "" {
-			dir := path.Dir(at)
-			if dir == "." {
-				dir = ""
-			}
-			all[place{t.Entries[dir].Ino, path.Base(at)}] = e
+			all[t.place(at)] = e
 		}
 	}
 	return all

@@ -39,6 +39,7 @@ func run(ctx context.Context) (bool, error) {
 	seeds := flag.Int("seeds", 1, "how many seeds")
 	configs := flag.String("config", "", "only these configurations, by comma; none: all in turn")
 	rare := flag.Bool("rare", false, "without -config: the rare configurations in turn, instead of the others")
+	remade := flag.Bool("remade", false, "without -config: those of XFS and btrfs in turn, instead of the others")
 	kernels := flag.String("kernel", "", "only these kernels")
 	crashes := flag.String("crash", "", "only these crashes")
 	more := flag.Int("programs", 0, "how many cases with real programs as the workload, after the seeds")
@@ -65,8 +66,12 @@ func run(ctx context.Context) (bool, error) {
 		return r.Verdict.Good(), err
 	}
 
-	if *rare && *configs == "" {
-		*configs = strings.Join(oracle.RareNames(), ",")
+	switch {
+	case *configs != "":
+	case *rare:
+		*configs = strings.Join(oracle.Names(oracle.Rare), ",")
+	case *remade:
+		*configs = strings.Join(oracle.Names(oracle.Remade), ",")
 	}
 	cases, err := oracle.Cases(*seed, *seeds, split(*configs), split(*kernels), split(*crashes))
 	if err != nil {

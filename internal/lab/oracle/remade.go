@@ -1,0 +1,72 @@
+package oracle
+
+import (
+	"encoding/json"
+	"reflect"
+	"strings"
+
+	"understudy.dev/understudy/internal/lab/oracle/page"
+	"understudy.dev/understudy/internal/lab/oracle/script"
+)
+
+// remade is what a tree is measured by that a rescue has made again from memory (docs/SALVAGE.md): what was not committed may have
+// other inode numbers and lack extended attributes, names that were removed may be back, and a file may be refused, by its name or
+// its inode number.
+type remade struct {
+	places map[place]page.Entry  // without the rescue
+	inode  map[uint64]page.Entry // likewise
+	inodes map[uint64]bool
+	paths  map[string]bool
+}
+
+// remadeOf reads what a rescue refused.
+func remadeOf(plain Tree, r *RescueReport) *remade {
+	out := &remade{places: plain.places(), inode: make(map[uint64]page.Entry), inodes: make(map[uint64]bool), paths: make(map[string]bool)}
+	for _, e := range plain.Entries {
+		out.inode[e.Ino] = e
+	}
+	var report struct {
+		Refused []struct {
+			Path       string `json:"path"`
+			PathBase64 []byte `json:"path_base64"`
+			Inode      uint64 `json:"inode"`
+		} `json:"refused"`
+	}
+	if json.Unmarshal(r.Report, &report) != nil {
+		return out
+	}
+	for _, refused := range report.Refused {
+		if refused.Inode != 0 {
+			out.inodes[refused.Inode] = true
+		}
+		for _, at := range []string{refused.Path, string(refused.PathBase64)} {
+			if at != "" {
+				out.paths[strings.TrimPrefix(at, "/")] = true
+			}
+		}
+	}
+	return out
+}
+
+// refuses reports whether the rescue said that it could not bring a file.
+func (r *remade) refuses(at string, inode uint64) bool {
+	return r != nil && (r.paths[at] || r.inodes[inode])
+}
+
+// leftAs reports whether the rescue left a file as it was, or did not make it.
+func (r *remade) leftAs(e page.Entry, made bool) bool {
+	was := r.inode[e.Ino]
+	was.Disk, was.Path = e.Disk, e.Path
+	return !made || reflect.DeepEqual(was, e)
+}
+
+// hadBefore reports whether a name that should not be there was in the same directory without a rescue, or was given to what had to
+// make room.
+func (r *remade) hadBefore(at string, found Tree) bool {
+	if r == nil {
+		return false
+	}
+	is := found.Entries[at]
+	was, ok := r.places[found.place(at)]
+	return ok && was.Ino == is.Ino && was.Mode&script.TypeMask == is.Mode&script.TypeMask || strings.Contains(at, ".displaced-")
+}

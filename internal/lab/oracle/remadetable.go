@@ -1,0 +1,49 @@
+package oracle
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// remadeHead begins the part of docs/ORACLE.md about XFS and btrfs.
+const remadeHead = "## XFS and btrfs\n"
+
+const remadeIntro = remadeHead + `
+Made by ` + "`make oracle-remade`" + ` on %s: do not edit.
+
+The same work and the same crashes. The logs of XFS and btrfs are not finished from memory: the mount replays them, and what they lack is
+made again. So each file and directory must be there, with type, content, size, mode, owner and, but for directories, mtime; but
+what was not fsynced may have another inode number, and no attributes, names that were removed may be back, and a file that the report
+names as refused may be as it is without a rescue. xfs_repair -n and btrfs check must find nothing. The verdicts are as above.
+
+`
+
+// RemadeMarkdown returns what docs/ORACLE.md says about cases of XFS and btrfs.
+func RemadeMarkdown(results []Result, when time.Time) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, remadeIntro, when.Format(time.DateOnly))
+	total := make(tally)
+	var ops, undone int
+	for _, r := range results {
+		total[r.Verdict]++
+		ops, undone = ops+r.Ops, undone+r.Undone
+	}
+	fmt.Fprintf(&b, "%d cases: %v. In all: %d operations. Without a rescue, %d differences.\n\n", len(results), total, ops, undone)
+	byConfig(&b, results)
+	b.WriteString("\n| configuration | files, directories and links | fsynced | refused | names that are back | differences without a rescue |\n|---|---|---|---|---|---|\n")
+	for _, c := range Remade {
+		var nodes, durable, refused, back, undone int
+		for _, r := range results {
+			if r.Config == c.Name && r.Tree != nil {
+				nodes, durable, undone = nodes+r.Tree.Nodes, durable+r.Plain.Durable, undone+r.Undone
+				refused, back = refused+r.Tree.Forgiven, back+r.Tree.Back
+			}
+		}
+		if nodes > 0 {
+			fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d |\n", c.Name, nodes, durable, refused, back, undone)
+		}
+	}
+	failures(&b, results)
+	return b.String()
+}
