@@ -280,11 +280,10 @@ func TestDiskReplaced(t *testing.T) {
 }
 
 // TestReset checks that if the active kernel ends by itself, in one of the ways of reboot(2), without a
-// sync, what is in memory only is brought over. A kernel that had unmounted its disks has left nothing.
+// sync, what is in memory only is brought over.
 func TestReset(t *testing.T) {
 	for name, how := range map[string]string{
 		"reboot": "reboot -f", "poweroff": "poweroff -f", "halt": "halt -f",
-		"unmounted": "until umount /srv; do kill -9 $(pidof sleep); done; reboot -f", // its service is started again
 	} {
 		t.Run(name, func(t *testing.T) {
 			tier.Full(t, "a kernel that is told to end")
