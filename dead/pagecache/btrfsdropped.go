@@ -19,6 +19,7 @@ type btrfsTrees struct {
 	refs, originTrans       kernel.Field // in btrfs_root.root_item
 	parent                  kernel.Field // likewise: the UUID of what it is a snapshot of
 	start                   kernel.Field // in extent_buffer
+	blockLock               kernel.Lock  // likewise
 	delayedSize             int
 	delayedRoot, delayedIno kernel.Field
 	delayedCount            kernel.Field
@@ -39,7 +40,7 @@ func newBtrfsTrees(k *kernel.Kernel, info, root *kernel.Layout) *btrfsTrees {
 	t.refs, t.originTrans = root.Field("root_item.refs", 4), root.Field("root_item.otransid", 8)
 	t.parent = root.Field("root_item.parent_uuid", 16)
 	b := layoutIn(k, "extent_buffer", "btrfs")
-	t.start = b.Field("start", 8)
+	t.start, t.blockLock = b.Field("start", 8), b.Lock("lock")
 	d := layoutIn(k, "btrfs_delayed_node", "btrfs")
 	t.delayedSize = d.Size
 	t.delayedRoot, t.delayedIno, t.delayedCount = d.Field("root", 8), d.Field("inode_id", 8), d.Field("count", 4)
@@ -173,22 +174,23 @@ func (f *Btrfs) logged(log addr.Virt) map[addr.Ino]btrfsInodeItem {
 // changed returns the inode items of a tree that are younger than the last commit. top is the extent buffer of its root block.
 // With an error, there may be more.
 func (f *Btrfs) changed(top addr.Virt) (map[addr.Ino]btrfsInodeItem, error) {
-	w := &btrfsWalk{f: f, visited: make(map[uint64]struct{}), items: make(map[addr.Ino]btrfsInodeItem)}
+	w := &btrfsWalk{items: make(map[addr.Ino]btrfsInodeItem)}
 	at, err := f.c.k.U64(f.layout.trees.start.In(top))
 	if err != nil {
 		return w.items, err
 	}
-	if w.blocks, err = f.blocks(); err != nil {
+	if w.btrfsBlocks, err = f.blocks(); err != nil {
 		return w.items, err
 	}
 	return w.items, w.top(at)
 }
 
 // blocks returns the tree blocks as memory has them.
-func (f *Btrfs) blocks() (*Device, error) {
+func (f *Btrfs) blocks() (*btrfsBlocks, error) {
 	inode, err := f.c.k.Pointer(f.s.info + addr.Virt(f.layout.trees.blocks.Off))
 	if err != nil {
 		return nil, err
 	}
-	return &Device{c: f.c, super: f.s, mapping: f.c.layout.inode.data.In(inode)}, err
+	cache := &Device{c: f.c, super: f.s, mapping: f.c.layout.inode.data.In(inode)}
+	return &btrfsBlocks{f: f, cache: cache, visited: make(map[uint64]struct{})}, nil
 }

@@ -11,14 +11,29 @@ import (
 // btrfsBlock is a block of a btrfs tree. The format is that of include/uapi/linux/btrfs_tree.h (struct btrfs_header, btrfs_key_ptr
 // and btrfs_item); least significant byte first.
 type btrfsBlock struct {
+	raw            []byte
 	at, generation uint64
 	level          int
 	children       []btrfsChild                // of a block that is not a leaf
 	inodes         map[addr.Ino]btrfsInodeItem // of a leaf
 }
 
-// btrfsChild is a block below another one.
-type btrfsChild struct{ at, generation uint64 }
+// btrfsChild is a block below another one. Its first item has the key, or a higher one.
+type btrfsChild struct {
+	key            btrfsKey
+	at, generation uint64
+}
+
+// btrfsKey is a struct btrfs_disk_key.
+type btrfsKey struct {
+	ino  addr.Ino
+	kind byte
+	off  uint64
+}
+
+func btrfsKeyAt(b []byte) btrfsKey {
+	return btrfsKey{addr.Ino(binary.LittleEndian.Uint64(b)), b[8], binary.LittleEndian.Uint64(b[9:])}
+}
 
 // Sizes and values of the format, in bytes.
 const (
@@ -55,7 +70,7 @@ func parseBtrfsBlock(b []byte) (*btrfsBlock, error) {
 		return nil, fmt.Errorf("%w: %d bytes", errBtrfsBlock, len(b))
 	}
 	u64 := func(off int) uint64 { return binary.LittleEndian.Uint64(b[off:]) }
-	t := &btrfsBlock{at: u64(48), generation: u64(80), level: int(b[100])}
+	t := &btrfsBlock{raw: b, at: u64(48), generation: u64(80), level: int(b[100])}
 	size := btrfsItemSize
 	if t.level > 0 {
 		size = btrfsChildSize
@@ -66,7 +81,7 @@ func parseBtrfsBlock(b []byte) (*btrfsBlock, error) {
 	}
 	if t.level > 0 {
 		for at := btrfsHeaderSize; len(t.children) < int(count); at += size {
-			t.children = append(t.children, btrfsChild{u64(at + 17), u64(at + 25)})
+			t.children = append(t.children, btrfsChild{btrfsKeyAt(b[at:]), u64(at + 17), u64(at + 25)})
 		}
 		return t, nil
 	}
@@ -85,11 +100,16 @@ func parseBtrfsBlock(b []byte) (*btrfsBlock, error) {
 	return t, nil
 }
 
+// btrfsBlocks are the tree blocks that the kernel has in memory, each to be read once.
+type btrfsBlocks struct {
+	f       *Btrfs
+	cache   *Device
+	visited map[uint64]struct{}
+}
+
 // btrfsWalk collects the inode items of one tree that are younger than the last commit.
 type btrfsWalk struct {
-	f       *Btrfs
-	blocks  *Device
-	visited map[uint64]struct{}
+	*btrfsBlocks
 	items   map[addr.Ino]btrfsInodeItem
 	missing int // blocks that are not in memory
 }
@@ -122,11 +142,7 @@ func (w *btrfsWalk) below(t *btrfsBlock) error {
 		if c.generation <= w.f.LastCommitted {
 			continue
 		}
-		child, err := w.read(c.at)
-		if err == nil && (child.level != t.level-1 || child.generation != c.generation) {
-			err = fmt.Errorf("%w: the one at %d is of generation %d and level %d, below one of level %d that has it with generation %d",
-				errBtrfsBlock, c.at, child.generation, child.level, t.level, c.generation)
-		}
+		child, err := w.child(t, c)
 		if err == nil {
 			err = w.below(child)
 		}
@@ -139,8 +155,18 @@ func (w *btrfsWalk) below(t *btrfsBlock) error {
 	return errors.Join(errs...)
 }
 
+// child reads a block below another one.
+func (w *btrfsBlocks) child(t *btrfsBlock, c btrfsChild) (*btrfsBlock, error) {
+	child, err := w.read(c.at)
+	if err == nil && (child.level != t.level-1 || child.generation != c.generation) {
+		err = fmt.Errorf("%w: the one at %d is of generation %d and level %d, below one of level %d that has it with generation %d",
+			errBtrfsBlock, c.at, child.generation, child.level, t.level, c.generation)
+	}
+	return child, err
+}
+
 // read reads a block from memory.
-func (w *btrfsWalk) read(at uint64) (*btrfsBlock, error) {
+func (w *btrfsBlocks) read(at uint64) (*btrfsBlock, error) {
 	if _, again := w.visited[at]; again || at > 1<<62 {
 		return nil, fmt.Errorf("%w: the one at %d is in the tree twice, or not on any disk", errBtrfsBlock, at)
 	}
@@ -148,7 +174,7 @@ func (w *btrfsWalk) read(at uint64) (*btrfsBlock, error) {
 	part := min(w.f.nodeSize, int(w.f.c.k.Pages().Size()))
 	b := make([]byte, 0, w.f.nodeSize)
 	for len(b) < w.f.nodeSize {
-		p, within, err := w.blocks.pageOf(int64(at)+int64(len(b)), part)
+		p, within, err := w.cache.pageOf(int64(at)+int64(len(b)), part)
 		if err != nil {
 			return nil, fmt.Errorf("tree block at %d: %w", at, err)
 		}

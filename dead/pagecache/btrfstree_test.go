@@ -69,12 +69,17 @@ func TestParseBtrfsBlock(t *testing.T) {
 func FuzzBtrfsBlock(f *testing.F) {
 	leaf := leafOf(257, 258)
 	f.Add(leaf)
+	f.Add(extentLeaf(258, map[uint64][]byte{0: inlineOf("content"), 65536: btrfsExtentOf(btrfsRegular, 1<<20, 0, 4096)}))
 	leaf[100] = 1
 	f.Add(leaf)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		block, err := parseBtrfsBlock(b)
 		if err != nil {
 			return
+		}
+		w := &btrfsMap{ino: 258}
+		if block.level == 0 && w.leaf(block.at, b) == nil && len(w.inline)+len(w.out)*btrfsItemSize > len(b) {
+			t.Errorf("%d extents, and %d bytes in the block itself, of %d", len(w.out), len(w.inline), len(b))
 		}
 		if held := len(block.children)*btrfsChildSize + len(block.inodes)*btrfsItemSize; held > len(b) || len(block.children) > 0 && block.level == 0 {
 			t.Errorf("%d children and %d inodes at level %d, in %d bytes", len(block.children), len(block.inodes), block.level, len(b))

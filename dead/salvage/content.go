@@ -50,24 +50,26 @@ func (w *diskWalk) rest(i *pagecache.Inode, l *Metadata, gaps, bad []addr.Span) 
 		l.Kept = len(gaps) > 0
 		return nil
 	}
-	var mapped []pagecache.Mapped
-	if w.xfs != nil {
-		var err error
-		if mapped, err = w.xfs.Mapping(i); err != nil {
-			l.Unknown = gaps
-			return nil
-		}
-	} else {
-		bare, err := w.btrfs.Bare(i)
-		if err != nil || !bare {
-			l.Unknown = gaps
-			return nil
-		}
+	mapped, err := w.mapping(i)
+	if err != nil {
+		l.Unknown = gaps
+		return nil
 	}
 	for _, gap := range gaps {
 		l.divide(gap, mapped, bad)
 	}
 	return nil
+}
+
+// mapping returns where a file lies on its device.
+func (w *diskWalk) mapping(i *pagecache.Inode) ([]pagecache.Mapped, error) {
+	if w.xfs != nil {
+		return w.xfs.Mapping(i)
+	}
+	if bare, err := w.btrfs.Bare(i); err != nil || bare {
+		return nil, err
+	}
+	return w.btrfs.Mapping(i)
 }
 
 // divide divides a gap into zeros, mapped and unknown bytes.
@@ -151,9 +153,21 @@ func (w *diskWalk) pieces(i *pagecache.Inode, l *Metadata) ([]pagecache.Piece, [
 		piece.Off, piece.Phys = piece.Off+cut, piece.Phys+addr.Phys(cut)
 		out = append(out, without(piece, out[:unsaved])...)
 	}
-	slices.SortFunc(out, func(a, b pagecache.Piece) int { return cmp.Compare(a.Off, b.Off) })
+	byOffset := func(a, b pagecache.Piece) int { return cmp.Compare(a.Off, b.Off) }
+	slices.SortFunc(out, byOffset)
+	if w.btrfs != nil && !l.Kept && i.Size <= maxInline {
+		inline, _ := w.btrfs.Inline(i) // without it, less is known
+		held := len(out)
+		for _, piece := range inline {
+			out = append(out, without(piece, out[:held])...)
+		}
+		slices.SortFunc(out, byOffset)
+	}
 	return out, refused
 }
+
+// maxInline bounds the content of a btrfs file that is in the tree itself: it is less than a block.
+const maxInline = pagecache.MaxBlock
 
 // kept reports whether the disk has everything of a file that is not unsaved, as far as the file
 // system tells, except what was written beyond the size that the disk knows (lastBlock).

@@ -164,10 +164,14 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 // target returns the target of a symbolic link; empty if memory does not have it: the link is
 // then not created again.
 func (w *diskWalk) target(i *pagecache.Inode) string {
+	var link func(*pagecache.Inode) (string, error)
 	if w.xfs != nil {
-		if target, err := w.xfs.Link(i); err == nil {
-			return target
-		}
+		link = w.xfs.Link
+	} else {
+		link = w.btrfs.Link
+	}
+	if target, err := link(i); err == nil {
+		return target
 	}
 	target, _ := w.c.Link(i)
 	return target

@@ -1,0 +1,250 @@
+package pagecache
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	"understudy.dev/understudy/dead/addr"
+)
+
+// The items that say where a file lies (include/uapi/linux/btrfs_tree.h, struct btrfs_file_extent_item): their key and, in bytes,
+// their size; and the types that they have.
+const (
+	btrfsExtentKey    = 108 // BTRFS_EXTENT_DATA_KEY
+	btrfsExtentSize   = 53
+	btrfsExtentHeader = 21 // of one that has the data in itself
+
+	btrfsInline   = 0 // BTRFS_FILE_EXTENT_INLINE
+	btrfsRegular  = 1
+	btrfsPrealloc = 2
+)
+
+// Mapping returns where a regular file lies, in the file system's own (logical) addresses, ascending, as the kernel had it in the tree
+// of its subvolume. What is not mapped is zeros. A stretch of which memory does not tell it, that is compressed, or that is in the
+// tree itself (Inline) has Delayed for its Disk.
+func (f *Btrfs) Mapping(i *Inode) ([]Mapped, error) {
+	m, err := f.mapping(i)
+	if err != nil {
+		return nil, fmt.Errorf("map inode %d: %w: %w", i.Ino, ErrMapping, err)
+	}
+	return m.out, nil
+}
+
+// Inline returns the content of a file that is in the tree itself, as memory has it there; nothing if none is.
+func (f *Btrfs) Inline(i *Inode) ([]Piece, error) {
+	m, err := f.mapping(i)
+	if err != nil {
+		return nil, fmt.Errorf("map inode %d: %w: %w", i.Ino, ErrMapping, err)
+	}
+	page := f.c.k.Pages().Size()
+	var out []Piece
+	for off := int64(0); off < int64(len(m.inline)); {
+		at := int64(m.inlineAt) + off
+		n := min(int64(len(m.inline))-off, page-at%page)
+		p, within, err := m.cache.pageOf(at, int(n))
+		if err != nil {
+			return nil, fmt.Errorf("map inode %d: %w", i.Ino, err)
+		}
+		out = append(out, Piece{Span: addr.Span{Off: off, End: off + n}, Phys: p.phys() + addr.Phys(within)})
+		off += n
+	}
+	return out, nil
+}
+
+// Link returns the target of a symbolic link, which is in the tree itself (fs/btrfs/inode.c, btrfs_symlink).
+func (f *Btrfs) Link(i *Inode) (string, error) {
+	m, err := f.mapping(i)
+	if err == nil && (i.Size < 1 || i.Size != int64(len(m.inline)) || bytes.IndexByte(m.inline, 0) >= 0) {
+		err = fmt.Errorf("its size is %d bytes, and those in its tree are %d", i.Size, len(m.inline))
+	}
+	if err != nil {
+		return "", fmt.Errorf("read link of inode %d: %w", i.Ino, err)
+	}
+	return string(m.inline), nil
+}
+
+func (f *Btrfs) mapping(i *Inode) (*btrfsMap, error) {
+	l := f.layout
+	b, err := f.own(i)
+	switch {
+	case err != nil:
+		return nil, err
+	case l.trees.err != nil:
+		return nil, l.trees.err
+	case l.ordered.Uint(b) != 0:
+		return nil, errors.New("extents of it were being recorded when the kernel died")
+	case !l.changing.Free(b):
+		return nil, errors.New("it was being changed when the kernel died")
+	}
+	root, err := f.subvolume(l.root.Pointer(b))
+	if err != nil {
+		return nil, err
+	}
+	at, err := f.c.k.U64(l.trees.start.In(l.trees.node.Pointer(root)))
+	if err != nil {
+		return nil, err
+	}
+	w := &btrfsMap{ino: i.Ino}
+	if w.btrfsBlocks, err = f.blocks(); err != nil {
+		return nil, err
+	}
+	top, err := w.read(at)
+	if err == nil {
+		err = w.below(top, addr.Span{End: math.MaxInt64})
+	}
+	return w, err
+}
+
+// btrfsMap collects the extents of one file.
+type btrfsMap struct {
+	*btrfsBlocks
+	ino      addr.Ino
+	out      []Mapped
+	inline   []byte // the file's first bytes, if they are in the tree itself
+	inlineAt uint64 // where they are, in the file system's own addresses
+}
+
+// below collects what a block, and those below it, have of the stretch of the file that is theirs.
+func (w *btrfsMap) below(t *btrfsBlock, own addr.Span) error {
+	if err := w.still(t); err != nil {
+		return err
+	}
+	if t.level == 0 {
+		return w.leaf(t.at, t.raw)
+	}
+	for n, c := range t.children {
+		part := own
+		if n > 0 {
+			part.Off = max(part.Off, w.position(c.key))
+		}
+		if n+1 < len(t.children) {
+			part.End = min(part.End, w.position(t.children[n+1].key))
+		}
+		if part.Off >= part.End {
+			continue
+		}
+		child, err := w.child(t, c)
+		switch {
+		case errors.Is(err, ErrNotCached):
+			err = w.add(Mapped{Span: part, Disk: Delayed})
+		case err == nil:
+			err = w.below(child, part)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// position returns from which byte of the file on the items have a key, or a higher one.
+func (w *btrfsMap) position(k btrfsKey) int64 {
+	switch {
+	case k.ino < w.ino || k.ino == w.ino && k.kind < btrfsExtentKey:
+		return 0
+	case k.ino > w.ino || k.kind > btrfsExtentKey || k.off > math.MaxInt64:
+		return math.MaxInt64
+	}
+	return int64(k.off)
+}
+
+// still checks that nobody was changing a block: whoever does holds the lock of its extent buffer (fs/btrfs/locking.c). If a block is
+// not smaller than a page, each of its pages has the extent buffer as its private data (extent_io.c, attach_extent_buffer_page).
+func (w *btrfsMap) still(t *btrfsBlock) error {
+	p, _, err := w.cache.pageOf(int64(t.at), min(w.f.nodeSize, int(w.f.c.k.Pages().Size())))
+	if err != nil {
+		return err
+	}
+	trees := w.f.layout.trees
+	at, err := w.f.c.k.U64(trees.start.In(p.private))
+	if err == nil && (at != t.at || !p.has(w.f.c.layout.page.hasPrivate)) {
+		err = errors.New("its page has no extent buffer")
+	}
+	if err == nil {
+		var free bool
+		if free, err = w.f.c.k.Free(trees.blockLock, p.private); err == nil && !free {
+			err = errors.New("it was locked when the kernel died")
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("tree block at %d: %w", t.at, err)
+	}
+	return nil
+}
+
+// leaf collects the extents in the leaf at an address.
+func (w *btrfsMap) leaf(at uint64, b []byte) error {
+	for n := range int(binary.LittleEndian.Uint32(b[96:])) { // checked when it was parsed
+		item := b[btrfsHeaderSize+n*btrfsItemSize:]
+		k := btrfsKeyAt(item)
+		if k.ino != w.ino || k.kind != btrfsExtentKey {
+			continue
+		}
+		off, size := uint64(binary.LittleEndian.Uint32(item[17:])), uint64(binary.LittleEndian.Uint32(item[21:]))
+		if off+size > uint64(len(b)-btrfsHeaderSize) {
+			return fmt.Errorf("%w: item %d has %d bytes at %d", errBtrfsBlock, n, size, off)
+		}
+		extent := b[btrfsHeaderSize+off:][:size]
+		m, plain, err := parseBtrfsExtent(k.off, extent)
+		if err == nil {
+			err = w.add(m)
+		}
+		if err != nil {
+			return err
+		}
+		if plain && m.Off == 0 && extent[20] == btrfsInline {
+			w.inline, w.inlineAt = extent[btrfsExtentHeader:], at+btrfsHeaderSize+off+btrfsExtentHeader
+		}
+	}
+	return nil
+}
+
+// add adds a stretch of the file.
+func (w *btrfsMap) add(m Mapped) error {
+	if n := len(w.out); n > 0 && m.Off < w.out[n-1].End {
+		return fmt.Errorf("%w: an extent at %d, behind one that ends at %d", errBtrfsBlock, m.Off, w.out[n-1].End)
+	}
+	if m.Len() > 0 {
+		w.out = append(w.out, m)
+	}
+	return nil
+}
+
+// parseBtrfsExtent reads an item that says where the bytes of a file from off on are. A hole has no bytes. plain says that they are
+// neither compressed nor encoded otherwise.
+func parseBtrfsExtent(off uint64, b []byte) (m Mapped, plain bool, err error) {
+	if len(b) < btrfsExtentHeader {
+		return m, false, fmt.Errorf("%w: an extent of %d bytes", errBtrfsBlock, len(b))
+	}
+	u64 := func(at int) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
+	kind, length := b[20], u64(8) // ram_bytes
+	plain = b[16] == 0 && b[17] == 0 && b[18] == 0 && b[19] == 0
+	if kind != btrfsInline {
+		if len(b) != btrfsExtentSize {
+			return m, false, fmt.Errorf("%w: an extent of %d bytes", errBtrfsBlock, len(b))
+		}
+		length = u64(45)
+	}
+	if off > math.MaxInt64 || length > math.MaxInt64-off || length == 0 {
+		return m, false, fmt.Errorf("%w: an extent of %d bytes at %d", errBtrfsBlock, length, off)
+	}
+	m = Mapped{Span: addr.Span{Off: int64(off), End: int64(off + length)}, Disk: Delayed}
+	switch {
+	case kind == btrfsInline: // its block has no other content
+		m.End = max(m.End, m.Off+MaxBlock)
+		plain = plain && uint64(len(b)-btrfsExtentHeader) == length
+	case kind != btrfsRegular && kind != btrfsPrealloc:
+		return Mapped{}, false, fmt.Errorf("%w: an extent of type %d", errBtrfsBlock, kind)
+	case u64(21) == 0:
+		m.End = m.Off
+	case !plain:
+	case u64(21) > math.MaxInt64/2 || u64(37) > math.MaxInt64/2:
+		return Mapped{}, false, fmt.Errorf("%w: an extent at %d, from %d on", errBtrfsBlock, u64(21), u64(37))
+	default:
+		m.Disk, m.Unwritten = int64(u64(21)+u64(37)), kind == btrfsPrealloc
+	}
+	return m, plain, nil
+}
