@@ -20,6 +20,9 @@ type dentryLayout struct {
 	size                                      int
 	parent, name, length, inode, super, alias kernel.Field
 	unhashed                                  kernel.Field // d_hash.pprev: zero if the name was removed
+	// The list of a directory's names, and the link in it: a list_head, and since 6.8 an hlist.
+	children, sibling kernel.Field
+	chain             bool // it is an hlist
 }
 
 func (d *dentryLayout) look(t *kernel.Types) error {
@@ -33,6 +36,11 @@ func (d *dentryLayout) look(t *kernel.Types) error {
 	d.unhashed = l.Field("d_hash.pprev", 8)
 	// In a union called d_u up to 6.12, in an anonymous one later (seen on 7.2).
 	d.alias = l.First([]string{"d_u.d_alias", "d_alias"}, 16)
+	if d.children = l.Optional("d_subdirs", 16); d.children.Present() {
+		d.sibling = l.Optional("d_child", 16)
+	} else {
+		d.children, d.sibling, d.chain = l.Optional("d_children", 8), l.Optional("d_sib", 16), true
+	}
 	return l.Err()
 }
 
@@ -145,6 +153,41 @@ func (p *Paths) name(i *Inode, dentry addr.Virt) (Name, bool, error) {
 	}
 	return Name{dir.Ino, d.name}, true, nil
 }
+
+// Absent returns names that nothing in a directory had, as the kernel knew: those of its negative dentries. A name that was removed is
+// one of them, unless its file was still open, or memory was short.
+func (p *Paths) Absent(dir *Inode) []string {
+	l := &p.c.layout.dentry
+	if !l.children.Present() || !l.sibling.Present() {
+		return nil
+	}
+	var out []string
+	for at, err := range p.c.hlist(p.c.layout.inode.dentries.In(dir.Addr)) { // it has one
+		own := at - addr.Virt(l.alias.Off)
+		if err != nil {
+			break
+		}
+		if d, err := p.read(own); err != nil || d.inode != dir.Addr || d.deleted && own != p.s.root {
+			continue
+		}
+		list := p.c.List
+		if l.chain {
+			list = p.c.hlist
+		}
+		for at, err := range list(l.children.In(own)) {
+			if err != nil || len(out) == maxAbsent {
+				break
+			}
+			if d, err := p.read(at - addr.Virt(l.sibling.Off)); err == nil && d.parent == own && d.inode == 0 && !d.deleted {
+				out = append(out, d.name)
+			}
+		}
+	}
+	return out
+}
+
+// maxAbsent bounds what Absent returns.
+const maxAbsent = 10_000
 
 // path joins the names from the top down to a dentry.
 func (p *Paths) path(dentry addr.Virt) (string, error) {

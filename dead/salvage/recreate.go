@@ -21,6 +21,7 @@ type Metadata struct {
 	Nameless bool
 	// The following are empty if Committed is set.
 	Paths  []string // all that are in memory
+	Absent []string // of a directory: names in it that nothing had; there may be more
 	Target string   // of a symbolic link
 	// The content that is not in the runs: zeros, bytes that are mapped to the disk, and bytes
 	// that are neither in memory nor known to be on the disk. All three are ascending.
@@ -142,6 +143,9 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 	}
 	if !committed {
 		f.Metadata.Paths = w.paths.All(i)
+		if kind == pagecache.ModeDir && !f.Metadata.Nameless {
+			f.Metadata.Absent = w.paths.Absent(i)
+		}
 		if kind == pagecache.ModeLink {
 			f.Metadata.Target = w.target(i)
 		}

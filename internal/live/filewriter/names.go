@@ -102,21 +102,25 @@ func (r *restorer) giveWay(l *unlogged, dir int, name, at string, there *unix.St
 		r.act(wire.ActUnlinked, other, at, "")
 		return nil
 	}
+	to, err := moveAside(dir, name, there.Ino)
+	if err == nil {
+		r.act(wire.ActDisplaced, l, at, filepath.Join(filepath.Dir(at), to))
+	}
+	return err
+}
+
+// moveAside renames what has a name in a directory, and returns its new name.
+func moveAside(dir int, name string, ino uint64) (string, error) {
 	for n := range 100 {
-		to := fmt.Sprintf("%s.displaced-%d", name[:min(len(name), 200)], there.Ino) // a name has at most 255 bytes
+		to := fmt.Sprintf("%s.displaced-%d", name[:min(len(name), 200)], ino) // a name has at most 255 bytes
 		if n > 0 {
 			to = fmt.Sprintf("%s-%d", to, n)
 		}
-		err := unix.Renameat2(dir, name, dir, to, unix.RENAME_NOREPLACE)
-		if errors.Is(err, unix.EEXIST) {
-			continue
+		if err := unix.Renameat2(dir, name, dir, to, unix.RENAME_NOREPLACE); !errors.Is(err, unix.EEXIST) {
+			return to, err
 		}
-		if err == nil {
-			r.act(wire.ActDisplaced, l, at, filepath.Join(filepath.Dir(at), to))
-		}
-		return err
 	}
-	return errors.New("another file has it, and every name to move that to is taken")
+	return "", errors.New("another file has it, and every name to move that to is taken")
 }
 
 // stale reports whether a name that a file has on the disk is one that it had lost: the

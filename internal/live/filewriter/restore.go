@@ -77,6 +77,7 @@ func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, d
 	}
 	return measure(result, "name files", func() error {
 		restore.name()
+		restore.absent()
 		restore.dropTemporary()
 		restore.endDirectories()
 		restore.lock()

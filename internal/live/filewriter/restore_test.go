@@ -384,6 +384,50 @@ func TestRestoreNames(t *testing.T) {
 			after: func(s *scene) { s.has("d/f", 0, 100) },
 		},
 		{
+			name: "removed, and still there",
+			before: func(s *scene) {
+				s.onDisk("d/", "")
+				s.onDisk("d/old", "content")
+				s.onDisk("d/sub/", "")
+				s.onDisk("d/sub/f", "content")
+				s.onDisk("d/kept", "content")
+				s.was("d", modeDir, 0, 0, "d").Absent = [][]byte{[]byte("old"), []byte("sub"), []byte("never"), []byte("../d"), []byte("..")}
+			},
+			names: "d d/kept d/old.displaced-INO d/sub.displaced-INO d/sub.displaced-INO/f",
+			acts:  "removed d/old d/old.displaced-INO, removed d/sub d/sub.displaced-INO",
+		},
+		{
+			name: "removed from the top directory",
+			before: func(s *scene) {
+				s.onDisk("old", "content")
+				s.was(".", modeDir, 0, 0, "").Absent = [][]byte{[]byte("old")}
+			},
+			names: "old.displaced-INO",
+			acts:  "removed old old.displaced-INO",
+		},
+		{
+			name: "removed, and another file made, in a directory that is renamed",
+			before: func(s *scene) {
+				s.onDisk("a/", "")
+				s.onDisk("a/db-journal", "content")
+				s.was("a", modeDir, 0, 0, "b").Absent = [][]byte{[]byte("db-journal"), []byte("new")}
+				s.was("", modeFile, 0, 100, "b/new") // memory contradicts itself: what has data counts
+			},
+			names: "b b/db-journal.displaced-INO b/new",
+			acts:  "created b/new, removed b/db-journal b/db-journal.displaced-INO, renamed b a",
+			after: func(s *scene) { s.has("b/new", 0, 100) },
+		},
+		{
+			name: "renamed, and the old name still there",
+			before: func(s *scene) {
+				s.onDisk("d/", "")
+				s.onDisk("d/a", "content")
+				s.was("d", modeDir, 0, 0, "d").Absent = [][]byte{[]byte("a")}
+				s.was("d/a", modeFile, 0, 100, "b")
+			},
+			names: "b d",
+		},
+		{
 			name: "directory in the place of a file",
 			before: func(s *scene) {
 				s.onDisk("d", "content")
@@ -804,6 +848,17 @@ func TestRestoreLater(t *testing.T) {
 	s.was("c", modeFile, 0, 100, "a")
 	if r := s.restore(time.Now()); len(r.Failures) > 0 || s.names() != "a b c" {
 		t.Errorf("there is %s, %+v", s.names(), r)
+	}
+}
+
+// TestRestoreRemovedLater checks that a name stays with what was changed after the crash, although nothing had it then.
+func TestRestoreRemovedLater(t *testing.T) {
+	s := newScene(t)
+	s.onDisk("d/", "")
+	s.onDisk("d/f", "newer")
+	s.was("d", modeDir, 0, 0, "d").Absent = [][]byte{[]byte("f")}
+	if r := s.restore(time.Now().Add(-time.Hour)); acts(r) != "" || s.names() != "d d/f" {
+		t.Errorf("it did %s, and there are %s; %+v", acts(r), s.names(), r.Failures)
 	}
 }
 

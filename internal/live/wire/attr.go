@@ -19,6 +19,8 @@ type Attr struct {
 	GID   uint32   `json:"gid,omitempty"`
 	Flags int      `json:"flags,omitempty"` // FS_IMMUTABLE_FL, FS_APPEND_FL
 	Ctime Time     `json:"ctime,omitzero"`  // of a directory, which was created no later
+	// Absent are names in a directory that nothing had: what the disk has under them was removed, or renamed.
+	Absent [][]byte `json:"absent,omitempty"`
 
 	Target []byte  `json:"target,omitempty"` // of a symbolic link
 	Zeros  []Range `json:"zeros,omitempty"`  // the parts of the content that were holes
@@ -59,6 +61,7 @@ const (
 	ActRenamed   = "renamed"   // a directory was at Other
 	ActUnlinked  = "unlinked"  // a name from before was removed
 	ActDisplaced = "displaced" // what was at the path is at Other
+	ActRemoved   = "removed"   // the path was a name of nothing any more: what the disk has there is at Other
 	ActBack      = "is back"   // it had been deleted: the disk still has it
 	ActUndone    = "undone"    // it was being created, or given the name, by an operation in flight
 	ActFinished  = "finished"  // it was being removed, or losing the name, by an operation in flight
