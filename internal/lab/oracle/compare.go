@@ -67,7 +67,7 @@ type comparer struct {
 // Compare compares a tree with what it must be after the crash.
 func (c *Crashed) Compare(found Tree) Comparison {
 	if c.ran != nil {
-		return c.ran.compare(found)
+		return c.ran.compare(found, c.remade)
 	}
 	var out Comparison
 	if found.Error != "" {
