@@ -178,7 +178,11 @@ func (p *Paths) Absent(dir *Inode) []string {
 			if err != nil || len(out) == maxAbsent {
 				break
 			}
-			if d, err := p.read(at - addr.Virt(l.sibling.Off)); err == nil && d.parent == own && d.inode == 0 && !d.deleted {
+			at -= addr.Virt(l.sibling.Off)
+			if inode, err := p.c.k.Pointer(l.inode.In(at)); err != nil || inode != 0 {
+				continue // as most are
+			}
+			if d, err := p.read(at); err == nil && d.parent == own && d.inode == 0 && !d.deleted {
 				out = append(out, d.name)
 			}
 		}
