@@ -84,11 +84,11 @@ func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.trees = newBtrfsTrees(k, f, r)
 	types, err := k.Module("btrfs")
 	if err != nil {
 		types = k.Types() // it is part of the image
 	}
+	b.trees = newBtrfsTrees(k, types, f, r)
 	b.fullSync, err = types.Constant("BTRFS_INODE_NEEDS_FULL_SYNC")
 	if err == nil && b.fullSync > 63 {
 		err = fmt.Errorf("BTRFS_INODE_NEEDS_FULL_SYNC is bit %d", b.fullSync)

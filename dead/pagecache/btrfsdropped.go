@@ -18,7 +18,8 @@ type btrfsTrees struct {
 	node, log, delayed      kernel.Field // in btrfs_root
 	refs, originTrans       kernel.Field // in btrfs_root.root_item
 	parent                  kernel.Field // likewise: the UUID of what it is a snapshot of
-	start                   kernel.Field // in extent_buffer
+	start, blockFlags       kernel.Field // in extent_buffer
+	uptodate                uint64       // number of the bit in blockFlags
 	blockLock               kernel.Lock  // likewise
 	delayedSize             int
 	delayedRoot, delayedIno kernel.Field
@@ -31,7 +32,7 @@ type btrfsTrees struct {
 // BTRFS_DELAYED_NODE_INODE_DIRTY).
 const btrfsDelayedInode = 1
 
-func newBtrfsTrees(k *kernel.Kernel, info, root *kernel.Layout) *btrfsTrees {
+func newBtrfsTrees(k *kernel.Kernel, types *kernel.Types, info, root *kernel.Layout) *btrfsTrees {
 	t := &btrfsTrees{}
 	t.blocks, t.roots = info.Field("btree_inode", 8), info.Field("fs_roots_radix")
 	t.node, t.log = root.Field("node", 8), root.Field("log_root", 8)
@@ -40,11 +41,15 @@ func newBtrfsTrees(k *kernel.Kernel, info, root *kernel.Layout) *btrfsTrees {
 	t.refs, t.originTrans = root.Field("root_item.refs", 4), root.Field("root_item.otransid", 8)
 	t.parent = root.Field("root_item.parent_uuid", 16)
 	b := layoutIn(k, "extent_buffer", "btrfs")
-	t.start, t.blockLock = b.Field("start", 8), b.Lock("lock")
+	t.start, t.blockFlags, t.blockLock = b.Field("start", 8), b.Optional("bflags", 8), b.Lock("lock")
 	d := layoutIn(k, "btrfs_delayed_node", "btrfs")
 	t.delayedSize = d.Size
 	t.delayedRoot, t.delayedIno, t.delayedCount = d.Field("root", 8), d.Field("inode_id", 8), d.Field("count", 4)
 	t.delayedFlags, t.inodeItem = d.Field("flags", 8), d.Field("inode_item", btrfsInodeItemSize)
+	var err error
+	if t.uptodate, err = types.Constant("EXTENT_BUFFER_UPTODATE"); err != nil || t.uptodate > 63 {
+		t.blockFlags = kernel.Field{} // then no file is mapped
+	}
 	t.err = errors.Join(info.Err(), root.Err(), b.Err(), d.Err())
 	return t
 }

@@ -8,6 +8,7 @@ import (
 	"math"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
 )
 
 // The items that say where a file lies (include/uapi/linux/btrfs_tree.h, struct btrfs_file_extent_item): their key and, in bytes,
@@ -151,7 +152,7 @@ func (w *btrfsMap) position(k btrfsKey) int64 {
 	return int64(k.off)
 }
 
-// still checks that nobody was changing a block: whoever does holds the lock of its extent buffer (fs/btrfs/locking.c). If a block is
+// still checks that a block had been read, and that nobody was changing it: whoever does holds the lock of its extent buffer (fs/btrfs/locking.c). If a block is
 // not smaller than a page, each of its pages has the extent buffer as its private data (extent_io.c, attach_extent_buffer_page).
 func (w *btrfsMap) still(t *btrfsBlock) error {
 	p, _, err := w.cache.pageOf(int64(t.at), min(w.f.nodeSize, int(w.f.c.k.Pages().Size())))
@@ -159,9 +160,19 @@ func (w *btrfsMap) still(t *btrfsBlock) error {
 		return err
 	}
 	trees := w.f.layout.trees
+	if !trees.blockFlags.Present() {
+		return fmt.Errorf("whether a tree block is uptodate: %w", kernel.ErrNotFound)
+	}
 	at, err := w.f.c.k.U64(trees.start.In(p.private))
 	if err == nil && (at != t.at || !p.has(w.f.c.layout.page.hasPrivate)) {
 		err = errors.New("its page has no extent buffer")
+	}
+	var flags uint64
+	if err == nil {
+		flags, err = w.f.c.k.U64(trees.blockFlags.In(p.private))
+	}
+	if err == nil && flags>>trees.uptodate&1 == 0 {
+		err = errors.New("it was not uptodate when the kernel died")
 	}
 	if err == nil {
 		var free bool
