@@ -108,8 +108,9 @@ oracle: kernels build
 
 # The same with XFS and btrfs; writes their part of docs/ORACLE.md.
 REMADE ?= 60
+REMADE_PROGRAMS ?= 6
 oracle-remade: kernels build
-	$(GO) run ./internal/lab/oracle/cmd -seed $(FIRST) -seeds $(REMADE) -remade -keep out/oracle-remade -table docs/ORACLE.md
+	$(GO) run ./internal/lab/oracle/cmd -seed $(FIRST) -seeds $(REMADE) -programs $(REMADE_PROGRAMS) -remade -keep out/oracle-remade -table docs/ORACLE.md
 
 # The same with takeovers of running pairs; writes their part of docs/ORACLE.md.
 LIVE ?= 60

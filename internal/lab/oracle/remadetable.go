@@ -2,6 +2,7 @@ package oracle
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -23,6 +24,11 @@ names as refused may be as it is without a rescue. xfs_repair -n and btrfs check
 func RemadeMarkdown(results []Result, when time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, remadeIntro, when.Format(time.DateOnly))
+	of := func(real bool) []Result {
+		return slices.DeleteFunc(slices.Clone(results), func(r Result) bool { return (r.Program != "") != real })
+	}
+	all, real := results, of(true)
+	results = of(false)
 	total := make(tally)
 	var ops, undone int
 	for _, r := range results {
@@ -44,6 +50,10 @@ func RemadeMarkdown(results []Result, when time.Time) string {
 			fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d |\n", c.Name, nodes, durable, refused, back, undone)
 		}
 	}
-	failures(&b, results)
+	if len(real) > 0 {
+		b.WriteString("\nReal programs, as above:\n\n")
+		programTable(&b, real)
+	}
+	failures(&b, all)
 	return b.String()
 }

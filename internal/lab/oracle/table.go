@@ -121,6 +121,10 @@ func byProgram(b *strings.Builder, results []Result) {
 		return
 	}
 	b.WriteString(programIntro)
+	programTable(b, results)
+}
+
+func programTable(b *strings.Builder, results []Result) {
 	kernels := head(b, "program", results)
 	for _, p := range Programs {
 		row := byKernel(results, func(r Result) bool { return r.Program == p.Name })
