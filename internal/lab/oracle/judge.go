@@ -192,9 +192,21 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 			return err
 		}
 	}
+	untouched := false
+	if r.Rescue != nil && r.Rescue.Exit == 1 {
+		var err error
+		if untouched, err = sameBytes(c.Disk, rescued); err != nil {
+			return err
+		}
+	}
 	trees, err := c.Walk(ctx, disks...)
 	if err != nil {
 		return err
+	}
+	if untouched && trees[0].Error != "" {
+		first, _, _ := strings.Cut(trees[0].Error, "\n")
+		r.Verdict, r.Error = Refused, "the kernel that died cannot mount the disk without a rescue either, and the rescue left it as it was: "+first
+		return nil
 	}
 	if c.ran == nil {
 		r.Plain = c.CompareDurable(trees[0])

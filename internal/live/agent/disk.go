@@ -189,6 +189,11 @@ func mountError(d wire.Disk, path, said string, err error) error {
 	if said != "" {
 		err = fmt.Errorf("%w; the kernel says: %s", err, said)
 	}
+	// With and without a capital letter up to 7.2 (fs/btrfs/disk-io.c, btrfs_replay_log).
+	if strings.Contains(said, "ailed to recover log tree") {
+		return hint.New("mount disk "+d.Name, err, "Its btrfs has a log of fsyncs that no kernel may be able to replay, a fault of btrfs that was seen up to Linux 7.2. "+
+			"Nothing was changed. Take what is unsaved out of the dead kernel's memory (understudy salvage extract), and then discard that log (btrfs rescue zero-log).")
+	}
 	if missing {
 		return hint.New("mount disk "+d.Name, err, "Its file system has quotas enabled, and this guest's kernel lacks their format: add its module quota_v2 to the guest's image.")
 	}

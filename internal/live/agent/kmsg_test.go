@@ -20,6 +20,7 @@ func TestMountError(t *testing.T) {
 	}{
 		{unix.EINVAL, "EXT4-fs (vdb): Unsupported blocksize for fs-verity", []string{"mount /dev/vdb (ext4) on /srv: invalid argument", "fs-verity"}},
 		{unix.ESRCH, "", []string{"quota_v2", "disk data"}},
+		{unix.EEXIST, "BTRFS: error (device vdb: state EA) in btrfs_replay_log:2396: errno=-17 Object already exists (Failed to recover log tree)", []string{"zero-log", "disk data"}},
 		{unix.EIO, "", []string{"mount /dev/vdb (ext4) on /srv: input/output error"}},
 	} {
 		err := mountError(d, "/dev/vdb", tt.said, tt.err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/partition"
@@ -71,7 +72,7 @@ func (d *Disk) run(ctx context.Context, j Job, g Guest, r *Result) error {
 	if err := s.work(ctx, a, j, r); err != nil {
 		err = fmt.Errorf("%w%s", err, lastLines(spec.ConsoleLogPath()))
 		var m *notMountable
-		if errors.As(err, &m) {
+		if errors.As(err, &m) && !strings.Contains(err.Error(), "zero-log") { // which is other advice
 			return hint.New("work in guest", err, "Nothing was changed. The kernel of the guest may be too old for this file system: give it a newer one, such as that which died, with --guest DIR.")
 		}
 		return fmt.Errorf("work in guest: %w", err)
