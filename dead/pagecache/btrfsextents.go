@@ -152,8 +152,9 @@ func (w *btrfsMap) position(k btrfsKey) int64 {
 	return int64(k.off)
 }
 
-// still checks that a block had been read, and that nobody was changing it: whoever does holds the lock of its extent buffer (fs/btrfs/locking.c). If a block is
-// not smaller than a page, each of its pages has the extent buffer as its private data (extent_io.c, attach_extent_buffer_page).
+// still checks that a block had been read, and that nobody was changing it: whoever does holds the lock of its extent buffer
+// (fs/btrfs/locking.c). If a block is not smaller than a page, each of its pages has the extent buffer as its private data
+// (extent_io.c, attach_extent_buffer_page).
 func (w *btrfsMap) still(t *btrfsBlock) error {
 	p, _, err := w.cache.pageOf(int64(t.at), min(w.f.nodeSize, int(w.f.c.k.Pages().Size())))
 	if err != nil {

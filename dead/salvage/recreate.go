@@ -104,7 +104,11 @@ type diskWalk struct {
 	btrfs   *pagecache.Btrfs // likewise
 	paths   *pagecache.Paths
 	dirs    map[string]*pagecache.Inode // committed directories
+	absent  int                         // names, in Metadata.Absent of all directories
 }
+
+// maxAbsent bounds how many names that nothing had a plan has: further directories are without.
+const maxAbsent = 1 << 16
 
 // add plans for one inode.
 func (w *diskWalk) add(i *pagecache.Inode) error {
@@ -143,8 +147,9 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 	}
 	if !committed {
 		f.Metadata.Paths = w.paths.All(i)
-		if kind == pagecache.ModeDir && !f.Metadata.Nameless {
+		if kind == pagecache.ModeDir && !f.Metadata.Nameless && w.absent < maxAbsent {
 			f.Metadata.Absent = w.paths.Absent(i)
+			w.absent += len(f.Metadata.Absent)
 		}
 		if kind == pagecache.ModeLink {
 			f.Metadata.Target = w.target(i)
