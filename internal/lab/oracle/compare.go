@@ -108,6 +108,9 @@ func (c *Crashed) compareTop(found Tree) []Finding {
 	if root.Sec != c.Root.Sec || root.Nsec != c.Root.Nsec {
 		out = append(out, Finding{What: fmt.Sprintf("mtime %d.%09d, want %d.%09d", root.Sec, root.Nsec, c.Root.Sec, c.Root.Nsec)})
 	}
+	if root.Mode != script.TypeDir|0o755 || root.UID != 0 || root.GID != 0 { // as mkfs makes it
+		out = append(out, Finding{What: fmt.Sprintf("mode %o, owner %d:%d, want 40755, 0:0", root.Mode, root.UID, root.GID)})
+	}
 	for at, e := range found.Entries {
 		top, _, _ := strings.Cut(at, "/")
 		known := at == "" || at == "lost+found" || at == ballastName && c.Config.Ballast
