@@ -219,7 +219,7 @@ func TestApplyCommitKilled(t *testing.T) {
 
 // TestApplyStale checks what happens if the work of another image is beside the disk.
 func TestApplyStale(t *testing.T) {
-	together(t)
+	needGuests(t) // alone: it removes what its command has left
 	tier.Full(t, "what another run has left beside a disk")
 	b := newBench(t, fixture.Basic, "ext4").inGuest()
 	cmd := b.start()

@@ -33,7 +33,7 @@ func guestFor(t *testing.T) *offline.Guest {
 // TestApplyRaw writes blocks of the disk itself before it is mounted, and has the file
 // system checked.
 func TestApplyRaw(t *testing.T) {
-	together(t)
+	needGuests(t) // alone: nothing may be left
 	tier.Full(t, "blocks written before the mount, by themselves")
 	b := newBench(t, fixture.Basic, "ext4")
 	job := offline.Job{

@@ -53,10 +53,10 @@ func (r *remade) refuses(at string, inode uint64) bool {
 	return r != nil && (r.paths[at] || r.inodes[inode])
 }
 
-// leftAs reports whether the rescue left a file as it was, or did not make it.
+// leftAs reports whether the rescue left a file as it was, or did not make it. It may have lost a name that it had before.
 func (r *remade) leftAs(e page.Entry, made bool) bool {
 	was := r.inode[e.Ino]
-	was.Disk, was.Path = e.Disk, e.Path
+	was.Disk, was.Path, was.Nlink = e.Disk, e.Path, e.Nlink
 	return !made || reflect.DeepEqual(was, e)
 }
 
