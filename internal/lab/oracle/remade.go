@@ -57,6 +57,7 @@ func (r *remade) refuses(at string, inode uint64) bool {
 func (r *remade) leftAs(e page.Entry, made bool) bool {
 	was := r.inode[e.Ino]
 	was.Disk, was.Path, was.Nlink = e.Disk, e.Path, e.Nlink
+	was.Pages, e.Pages = nil, nil // Sum is of all of them, and the walk has them by name
 	return !made || reflect.DeepEqual(was, e)
 }
 
