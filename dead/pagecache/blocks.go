@@ -73,7 +73,7 @@ func (c *Cache) blocksOf(i *Inode, p *pageState, at slotted, field blocksField, 
 	switch {
 	case field.off == 0:
 		return bad(UnknownStructure, errors.New("the kernel does not tell how it keeps the state of blocks"))
-	case i.blkbits < 9 || int64(1)<<i.blkbits >= size:
+	case i.blkbits < 9 || i.blkbits > 62 || int64(1)<<i.blkbits >= size:
 		return bad(NotUptodate, fmt.Errorf("blocks of 2^%d bytes in a page of %d", i.blkbits, size))
 	}
 	block := int64(1) << i.blkbits

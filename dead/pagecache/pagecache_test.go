@@ -157,6 +157,18 @@ func TestUnsaved(t *testing.T) {
 			w.blocks(i, p, 12, 1)
 			w.head(i, p)
 		}, []string{"0+1 page not uptodate"}},
+		"blocks larger than any number": {func(w *world, i addr.Virt) {
+			w.kind("xfs")
+			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
+			w.blocks(i, p, 64, 1)
+			w.head(i, p)
+		}, []string{"0+1 page not uptodate"}},
+		"blocks larger than any positive number": {func(w *world, i addr.Virt) {
+			w.kind("xfs")
+			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')
+			w.blocks(i, p, 63, 1)
+			w.head(i, p)
+		}, []string{"0+1 page not uptodate"}},
 		"a state of blocks that is nowhere": {func(w *world, i addr.Virt) {
 			w.kind("xfs")
 			p := w.page(i, 0, 1<<pgDirty|1<<pgPrivateBit, 'a')

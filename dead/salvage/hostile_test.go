@@ -117,7 +117,7 @@ func TestHostileMemory(t *testing.T) {
 }
 
 // TestHostileUncommitted does the same to what says which files are not committed, and which inodes were dropped: of ext4, XFS and
-// btrfs. Whatever the bytes say, it ends soon, without a panic.
+// btrfs, with the plans of the latter two. Whatever the bytes say, it ends soon, without a panic.
 func TestHostileUncommitted(t *testing.T) {
 	image := fixture.Get(t, fixture.Everything(fixture.Default))
 	rec := &recorder{Memory: openKernel(t, image).Memory()}
@@ -194,6 +194,9 @@ func uncommitted(k *kernel.Kernel) (n int, failed error) {
 			}
 		}
 		for err := range c.Dropped(s, all) {
+			note(err)
+		}
+		if _, err := salvage.ForDisk(c, s, false); err != nil && !s.HasBuffers() {
 			note(err)
 		}
 	}
