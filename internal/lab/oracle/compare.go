@@ -267,7 +267,7 @@ func (c *comparer) content(at string, n *script.Node, e page.Entry) {
 	if bytes.Equal(e.Sum, sum[:]) && e.Size == n.Size {
 		return
 	}
-	if c.touched[n.ID] && e.Pages != nil && inPart(*c.thread.Pending, c.thread.Before, n, e) {
+	if c.touched[n.ID] && e.Pages != nil && inPart(*c.thread.Pending, c.thread.Before, n, e, c.remade != nil) {
 		c.partial = true
 		return
 	}
@@ -279,9 +279,14 @@ func (c *comparer) content(at string, n *script.Node, e page.Entry) {
 }
 
 // inPart reports whether a file is as an operation may leave it half-way: after a write,
-// some first bytes are done; after fallocate(2), any of the blocks.
-func inPart(op script.Op, s *script.Script, n *script.Node, e page.Entry) bool {
-	if e.Size < n.Size || e.Size > max(n.Size, op.Off+op.Len) {
+// some first bytes are done; after fallocate(2), any of the blocks. With zeroing, also after a truncation: XFS first makes the rest of its
+// last block zeros, and up to 6.1 at least the file as long as that block (fs/iomap/buffered-io.c, iomap_write_end).
+func inPart(op script.Op, s *script.Script, n *script.Node, e page.Entry, zeroing bool) bool {
+	longest := max(n.Size, op.Off+op.Len)
+	if op.Kind == script.Truncate && zeroing {
+		longest = (longest + script.PageSize - 1) / script.PageSize * script.PageSize
+	}
+	if e.Size < n.Size || e.Size > longest {
 		return false
 	}
 	got := script.Content{Size: e.Size, Pages: e.Pages}
@@ -303,6 +308,10 @@ func inPart(op script.Op, s *script.Script, n *script.Node, e page.Entry) bool {
 			}
 		case script.Fallocate:
 			if now != old && !(inside && now == 0) {
+				return false
+			}
+		case script.Truncate:
+			if !zeroing || now != old && !(off >= op.Off && now == 0) {
 				return false
 			}
 		default:
