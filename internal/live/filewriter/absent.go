@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -53,18 +52,8 @@ func (r *restorer) takeAway(l *unlogged, dir int, name, at string) error {
 		return nil
 	case err != nil:
 		return err
-	case !l.died.IsZero() && time.Unix(there.Ctim.Sec, there.Ctim.Nsec).After(l.died):
+	case l.later(&there):
 		return nil
 	}
-	if other := r.known[idOf(&there)]; other != nil && r.stale(other, at) {
-		if err = unix.Unlinkat(dir, name, 0); err == nil {
-			r.act(wire.ActUnlinked, other, at, "")
-		}
-		return err
-	}
-	to, err := moveAside(dir, name, there.Ino)
-	if err == nil {
-		r.act(wire.ActRemoved, l, at, filepath.Join(filepath.Dir(at), to))
-	}
-	return err
+	return r.giveWay(wire.ActRemoved, l, dir, name, at, &there)
 }

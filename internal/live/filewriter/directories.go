@@ -147,7 +147,7 @@ func (r *restorer) vacate(l *unlogged, dir int, name string) error {
 		return nil
 	}
 	if err == nil {
-		err = r.giveWay(l, dir, name, l.path(), &there)
+		err = r.giveWay(wire.ActDisplaced, l, dir, name, l.path(), &there)
 	}
 	if err != nil {
 		return fmt.Errorf("move what has the name %q: %w", l.path(), err)

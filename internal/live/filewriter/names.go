@@ -57,7 +57,7 @@ func (r *restorer) nameOne(l *unlogged, at string, replace bool) error {
 	case err == nil && !replace:
 		return nil // left until replace is set
 	case err == nil:
-		if err := r.giveWay(l, dir, name, at, &there); err != nil {
+		if err := r.giveWay(wire.ActDisplaced, l, dir, name, at, &there); err != nil {
 			return err
 		}
 	case !errors.Is(err, unix.ENOENT):
@@ -92,9 +92,9 @@ func (r *restorer) reopen(l *unlogged) (int, error) {
 	return r.open(l)
 }
 
-// giveWay takes a name from another file. If that file is known to have lost the name
-// before the crash, the name is removed; else the file is renamed in the same directory.
-func (r *restorer) giveWay(l *unlogged, dir int, name, at string, there *unix.Stat_t) error {
+// giveWay takes a name from another file, for l. If that file is known to have lost the name
+// before the crash, the name is removed; else the file is renamed in the same directory, which is an act of the given kind.
+func (r *restorer) giveWay(kind string, l *unlogged, dir int, name, at string, there *unix.Stat_t) error {
 	if other := r.known[idOf(there)]; other != nil && r.stale(other, at) {
 		if err := unix.Unlinkat(dir, name, 0); err != nil {
 			return err
@@ -102,25 +102,21 @@ func (r *restorer) giveWay(l *unlogged, dir int, name, at string, there *unix.St
 		r.act(wire.ActUnlinked, other, at, "")
 		return nil
 	}
-	to, err := moveAside(dir, name, there.Ino)
-	if err == nil {
-		r.act(wire.ActDisplaced, l, at, filepath.Join(filepath.Dir(at), to))
-	}
-	return err
-}
-
-// moveAside renames what has a name in a directory, and returns its new name.
-func moveAside(dir int, name string, ino uint64) (string, error) {
 	for n := range 100 {
-		to := fmt.Sprintf("%s.displaced-%d", name[:min(len(name), 200)], ino) // a name has at most 255 bytes
+		to := fmt.Sprintf("%s.displaced-%d", name[:min(len(name), 200)], there.Ino) // a name has at most 255 bytes
 		if n > 0 {
 			to = fmt.Sprintf("%s-%d", to, n)
 		}
-		if err := unix.Renameat2(dir, name, dir, to, unix.RENAME_NOREPLACE); !errors.Is(err, unix.EEXIST) {
-			return to, err
+		err := unix.Renameat2(dir, name, dir, to, unix.RENAME_NOREPLACE)
+		if errors.Is(err, unix.EEXIST) {
+			continue
 		}
+		if err == nil {
+			r.act(kind, l, at, filepath.Join(filepath.Dir(at), to))
+		}
+		return err
 	}
-	return "", errors.New("another file has it, and every name to move that to is taken")
+	return errors.New("another file has it, and every name to move that to is taken")
 }
 
 // stale reports whether a name that a file has on the disk is one that it had lost: the

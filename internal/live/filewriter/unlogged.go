@@ -46,10 +46,15 @@ var errLater = errors.New("it was changed after the crash")
 // old checks that a file that is not deleted was not changed since the crash, by its ctime,
 // which no system call sets.
 func (l *unlogged) old(st *unix.Stat_t) error {
-	if l.attr.Links > 0 && !l.died.IsZero() && time.Unix(st.Ctim.Sec, st.Ctim.Nsec).After(l.died) {
+	if l.attr.Links > 0 && l.later(st) {
 		return errLater
 	}
 	return nil
+}
+
+// later reports whether an inode was changed after the crash.
+func (l *unlogged) later(st *unix.Stat_t) bool {
+	return !l.died.IsZero() && time.Unix(st.Ctim.Sec, st.Ctim.Nsec).After(l.died)
 }
 
 // prepare makes the content of a file on the disk ready for the runs: what was a hole
