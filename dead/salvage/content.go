@@ -155,7 +155,7 @@ func (w *diskWalk) pieces(i *pagecache.Inode, l *Metadata) ([]pagecache.Piece, [
 	}
 	byOffset := func(a, b pagecache.Piece) int { return cmp.Compare(a.Off, b.Off) }
 	slices.SortFunc(out, byOffset)
-	if w.btrfs != nil && !l.Kept && i.Size <= maxInline {
+	if w.btrfs != nil && !l.Kept && i.Size <= maxInline && len(gapsOf(spansOf(out), i.Size)) > 0 {
 		inline, _ := w.btrfs.Inline(i) // without it, less is known
 		held := len(out)
 		for _, piece := range inline {
@@ -164,6 +164,14 @@ func (w *diskWalk) pieces(i *pagecache.Inode, l *Metadata) ([]pagecache.Piece, [
 		slices.SortFunc(out, byOffset)
 	}
 	return out, refused
+}
+
+func spansOf(pieces []pagecache.Piece) []addr.Span {
+	out := make([]addr.Span, len(pieces))
+	for n, p := range pieces {
+		out[n] = p.Span
+	}
+	return out
 }
 
 // maxInline bounds the content of a btrfs file that is in the tree itself: it is less than a block.
