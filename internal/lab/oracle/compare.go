@@ -203,7 +203,6 @@ func (c *comparer) node(at string, n *script.Node, e page.Entry) {
 		c.find(at, n, "owner %d:%d, want %d:%d", e.UID, e.GID, n.UID, n.GID)
 	}
 	if e.Nlink != n.Nlink() && c.remade == nil { // a name that was removed may be back
-
 		c.find(at, n, "%d links, want %d", e.Nlink, n.Nlink())
 	}
 	if !c.mtime(n, e) && !(again && n.Dir()) {

@@ -28,8 +28,6 @@ type Config struct {
 	Extended, Size string
 	script.Features
 	NoJournal bool
-	// Remakes says that a rescue leaves the log to the mount and makes again what that lacks: XFS and btrfs.
-	Remakes bool
 	// Full says that so few blocks or inodes are free that an operation may fail for want
 	// of them, which ends its thread; Ballast says that blocks are taken beforehand.
 	Full, Ballast bool
@@ -145,18 +143,25 @@ var Rare = []Config{
 	{Name: "resized-meta_bg", Type: "ext4", Mkfs: on1k("-O", "meta_bg,^resize_inode"), Size: "128M", Features: extents, Grow: diskSize / 1024},
 }
 
-// On older kernels, modules have no types.
-var noModuleTypes = []string{"5.10"}
-
 // Remade are configurations of XFS and btrfs, which a seed does not choose either.
 var Remade = []Config{
-	{Name: "xfs", Type: "xfs", Mkfs: []string{"mkfs.xfs"}, Features: extents, Remakes: true, Without: noModuleTypes},
-	{Name: "btrfs", Type: "btrfs", Mkfs: []string{"mkfs.btrfs"}, Features: extents, Remakes: true, Without: noModuleTypes},
-	{Name: "xfs-1k", Type: "xfs", Mkfs: []string{"mkfs.xfs", "-b", "size=1024"}, Features: extents, Remakes: true, Without: noModuleTypes},
-	{Name: "btrfs-commit-1", Type: "btrfs", Options: "commit=1", Mkfs: []string{"mkfs.btrfs"}, Features: extents, Remakes: true, Without: noModuleTypes},
-	{Name: "btrfs-nodatacow", Type: "btrfs", Options: "nodatacow", Mkfs: []string{"mkfs.btrfs"}, Features: extents, Remakes: true, Without: noModuleTypes},
-	{Name: "btrfs-compress", Type: "btrfs", Options: "compress-force=zstd", Mkfs: []string{"mkfs.btrfs"}, Features: extents, Remakes: true, Without: noModuleTypes},
+	other("xfs", "xfs", ""),
+	other("btrfs", "btrfs", ""),
+	other("xfs-1k", "xfs", "", "-b", "size=1024"),
+	other("btrfs-commit-1", "btrfs", "commit=1"),
+	other("btrfs-nodatacow", "btrfs", "nodatacow"),
+	other("btrfs-compress", "btrfs", "compress-force=zstd"),
 }
+
+// other is a configuration of a type other than the ext family. With 5.10, whose modules have no types, these are refused.
+func other(name, kind, options string, more ...string) Config {
+	return Config{
+		Name: name, Type: kind, Options: options, Mkfs: append([]string{"mkfs." + kind}, more...), Features: extents, Without: []string{"5.10"},
+	}
+}
+
+// remakes reports whether a rescue leaves the log to the mount, and makes again what that lacks.
+func (c Config) remakes() bool { return c.Type == "xfs" || c.Type == "btrfs" }
 
 // Names returns the names of configurations.
 func Names(configs []Config) []string {

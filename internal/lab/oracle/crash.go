@@ -68,7 +68,7 @@ func (c Case) work() page.Work {
 		w.Threads = page.Threads
 	case Commit:
 		w.Sync, w.SyncMicros, w.Pieces = true, r.IntN(20000), true
-		w.Commit = !c.Config.NoJournal && !c.Config.Remakes // it looks for jbd2
+		w.Commit = !c.Config.NoJournal && !c.Config.remakes() // it looks for jbd2
 	case Writeback:
 		w.Sync, w.Writeback, w.Pieces = true, 4+r.IntN(100), true
 		w.Sysctls["vm/dirty_expire_centisecs"] = "360000"

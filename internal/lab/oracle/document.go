@@ -19,7 +19,8 @@ var parts = []struct {
 
 // remakes reports whether the result is of a configuration whose rescue makes again what was not committed.
 func (r Result) remakes() bool {
-	return slices.ContainsFunc(Remade, func(c Config) bool { return c.Name == r.Config })
+	c, err := FindConfig(r.Config)
+	return err == nil && c.remakes()
 }
 
 // Page puts the results into the text of docs/ORACLE.md. A part without results stays as it was.

@@ -21,7 +21,7 @@ func (c *Crashed) CompareDurable(found Tree) Comparison {
 	for i := range c.Threads {
 		t := &c.Threads[i]
 		cmp := &comparer{thread: t, touched: t.touched(), found: found}
-		if c.Config.Remakes { // btrfs may count fewer links than there are names
+		if c.Config.remakes() { // btrfs may count fewer links than there are names
 			cmp.remade = &remade{}
 		}
 		t.Before.Top.Walk(threadDir(i), func(at string, n *script.Node) {

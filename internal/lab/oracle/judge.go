@@ -193,7 +193,7 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 		}
 	}
 	untouched := false
-	if r.Rescue != nil && r.Rescue.Exit == 1 {
+	if c.Config.remakes() && r.Rescue != nil && r.Rescue.Exit == 1 {
 		var err error
 		if untouched, err = sameBytes(c.Disk, rescued); err != nil {
 			return err
@@ -217,11 +217,11 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 		return err
 	}
 	if o.Rescue != nil {
-		if c.Config.Remakes {
+		if c.Config.remakes() {
 			c.remade = remadeOf(trees[0], r.Rescue)
 		}
 		tree := c.Compare(trees[1])
-		if r.Tree = &tree; r.Rescue.Exit != 0 && !c.Config.Remakes {
+		if r.Tree = &tree; r.Rescue.Exit != 0 && !c.Config.remakes() {
 			tree.forgive(trees[0], trees[1])
 		}
 		if r.Fsck, err = c.check(rescued); err != nil {

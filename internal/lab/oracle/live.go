@@ -144,7 +144,7 @@ func (l *live) describe(program string) (*pair.Pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	packed, err := image(tree, l.Config.Type) // the worker is beside it
+	packed, err := image(tree, l.Config) // the worker is beside it
 	if err != nil {
 		return nil, err
 	}

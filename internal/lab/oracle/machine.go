@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -62,11 +61,11 @@ type guest struct {
 // images are the initial RAM file systems of this process, by kernel and type of file system.
 var images sync.Map
 
-// image packs the guest for a kernel and a type of file system, once. The programs' disk is an ext4.
-func image(kernel, fs string) (string, error) {
+// image packs the guest for a kernel and a configuration's type of file system, once. The programs' disk is an ext4.
+func image(kernel string, c Config) (string, error) {
 	modules := []string{"ext4", "quota_v2"}
-	if !strings.HasPrefix(fs, "ext") {
-		modules = append(modules, fs)
+	if c.remakes() {
+		modules = append(modules, c.Type)
 	}
 	pack := sync.OnceValues(func() (string, error) {
 		dir, err := os.MkdirTemp("", "understudy-oracle-")
@@ -76,7 +75,7 @@ func image(kernel, fs string) (string, error) {
 		path := filepath.Join(dir, "initrd")
 		return path, fixture.Pack(path, "understudy.dev/understudy/internal/lab/oracle/guest", kernel, modules)
 	})
-	once, _ := images.LoadOrStore([2]string{kernel, fs}, pack)
+	once, _ := images.LoadOrStore([2]string{kernel, c.Type}, pack)
 	return once.(func() (string, error))()
 }
 
@@ -102,7 +101,7 @@ func (c Case) start(ctx context.Context, dir, name string, order page.Order, dis
 	if err != nil {
 		return nil, err
 	}
-	initrd, err := image(tree, c.Config.Type)
+	initrd, err := image(tree, c.Config)
 	if err != nil {
 		return nil, err
 	}
