@@ -42,7 +42,7 @@ start() {
 protected() {
   understudy metal status > /tmp/status 2>&1
   cat /tmp/status
-  grep -q '^protected' /tmp/status || { cat /tmp/run; understudy metal status -v; echo "FAILED: not protected any more"; poweroff -f; }
+  grep -q '^protected' /tmp/status || { cat /tmp/run; understudy metal status -v; echo "FAILED: not protected any more"; drain; poweroff -f; }
 }
 measure() {
   stress-ng --temp-path /srv --cpu 1 --hdd 1 --hdd-bytes 32m --switch 1 --metrics-brief -t 8 > /tmp/measured 2>&1 || cat /tmp/measured

@@ -58,6 +58,7 @@ for n in TURNS; do
   kill $RUN
   wait $RUN
 done
+drain
 poweroff -f
 `
 

@@ -22,7 +22,7 @@ const ownKernel = `
 `
 
 // debianStart begins each script of these machines. On a busy machine systemd gives up a disk that comes late.
-const debianStart = `
+const debianStart = barelab.Drain + `
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 until mountpoint -q /srv; do mount /srv; sleep 0.5; done
 `
@@ -106,6 +106,7 @@ echo yes > /run/serving
 echo SERVING
 until [ -e srv/files/die ] || [ -e home/files/die ]; do sleep 0.1; done
 echo DYING
+drain
 . /die
 `
 

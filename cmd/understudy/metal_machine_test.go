@@ -157,6 +157,7 @@ const metalLimits = " --limit 1m --cpu-limit 2m"
 const parametersFirst = `
 if ! grep -q understudy.metal /proc/cmdline; then
   echo "PARAMETERS $(understudy metal parameters)"
+  drain
   poweroff -f
 fi
 understudy metal check
@@ -171,7 +172,7 @@ const metalRun = `
 understudy metal run` + metalLimits + ` --kernel /vmlinuz --image /understudy.cpio --role /role.json --append "GODEBUG=cpu.avx2=off" > /tmp/run 2>&1 &
 RUN=$!
 while ! grep -q protected /tmp/run; do
-  kill -0 $RUN || { cat /tmp/run; echo "FAILED metal run"; poweroff -f; }
+  kill -0 $RUN || { cat /tmp/run; echo "FAILED metal run"; drain; poweroff -f; }
   sleep 0.1
 done
 echo "PROTECTED"

@@ -43,6 +43,7 @@ const nfsServe = debianStart + nfsStart + debianFirst + debianProtected + debian
 echo SERVING
 until [ -e /srv/files/die ] || [ -e /home/files/die ] || [ -e /srv/export/die ]; do sleep 0.1; done
 echo DYING
+drain
 echo c > /proc/sysrq-trigger
 `
 
@@ -254,6 +255,7 @@ func TestMetalNFSReady(t *testing.T) {
 understudy metal status
 kill $RUN
 wait $RUN
+drain
 poweroff -f
 `}.make(t)
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)

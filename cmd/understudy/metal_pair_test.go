@@ -16,7 +16,7 @@ import (
 )
 
 // pairScript lets pairs in a guest die, RUNS times with each of SIZES unsaved.
-const pairScript = `
+const pairScript = barelab.Drain + `
 echo ` + booted + `
 export HOME=/root UNDERSTUDY_CACHE=/lab/cache
 mkdir -p /lab/kernel
@@ -25,6 +25,7 @@ for mib in SIZES; do
   /lab/understudy-lab demo --kernel /lab/kernel --contrast=false --patient --runs RUNS --mib $mib --json > /lab/$mib.json && echo "DIED of $mib MiB" || echo "FAILED with $mib MiB"
 done
 sync
+drain
 systemctl poweroff -ff
 `
 

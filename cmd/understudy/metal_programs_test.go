@@ -59,6 +59,7 @@ sh /srv/cgi-bin/programs
 echo SERVING
 sleep 1
 echo DYING
+drain
 echo c > /proc/sysrq-trigger
 `
 

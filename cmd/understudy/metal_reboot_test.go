@@ -17,8 +17,8 @@ import (
 func TestMetalReboots(t *testing.T) {
 	tier.Full(t, "a machine that boots again with an understudy beside its kernel")
 	for name, script := range map[string]string{
-		"told":   "kill $RUN\nwait $RUN\necho STOPPED $?\ncd /\numount /srv\nbusybox reboot -f\n",
-		"untold": "sync\nbusybox reboot -f\n",
+		"told":   "kill $RUN\nwait $RUN\necho STOPPED $?\ncd /\numount /srv\ndrain\nbusybox reboot -f\n",
+		"untold": "sync\ndrain\nbusybox reboot -f\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := bareMachine{script: metalStart + metalWork + script}.make(t)

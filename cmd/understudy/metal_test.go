@@ -49,6 +49,7 @@ understudy metal status
 cat /proc/uptime
 kill $RUN
 wait $RUN
+drain
 poweroff -f
 `}.make(t)
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
@@ -95,6 +96,7 @@ find new old* -type f | sort > /tmp/names
 while read name; do echo "SUM $(sha256sum $name)"; done < /tmp/names
 cat /sys/block/$DISK/stat | { read a b c d e f g rest; echo "WRITTEN $g"; }
 echo DYING
+drain
 `
 
 // metalWork is metalWorkOf with a large file of 20 MiB.

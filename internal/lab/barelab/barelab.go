@@ -23,7 +23,7 @@ const busybox = "/bin/busybox"
 
 var applets = []string{
 	"sh", "insmod", "mount", "umount", "cat", "echo", "ls", "dmesg", "sleep", "sync", "sysctl", "sha256sum", "dd", "seq",
-	"mkdir", "ip", "poweroff", "grep", "head", "tail", "mv", "rm", "wc", "httpd", "arping", "find", "sort", "taskset", "chmod", "touch", "nproc", "devmem", "timeout",
+	"mkdir", "ip", "poweroff", "grep", "head", "tail", "mv", "rm", "wc", "httpd", "arping", "find", "sort", "taskset", "chmod", "touch", "nproc", "devmem", "timeout", "stty",
 }
 
 // Image is the initramfs of the machine's own Linux.
@@ -41,8 +41,15 @@ type Image struct {
 // modules are the kernel modules that the machine's devices need.
 var modules = []string{"virtio_pci", "virtio_blk", "virtio_net", "nvme|", "crc32c_generic|crc32c|", "ext4"}
 
+// Drain is a function of sh for the scripts of machines: it returns once the console has put out all that was said
+// before. A kernel that panics or powers off discards what it has not.
+const Drain = `
+drain() { stty -F /dev/console opost; }
+`
+
 const prologue = `#!/bin/sh
 export PATH=/bin:/sbin
+` + Drain + `
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 for m in $(cat /lib/modules/order); do insmod /lib/modules/$m; done
 ip link set lo up

@@ -40,7 +40,7 @@ var guestScript string
 
 const busybox = "/bin/busybox"
 
-var applets = []string{"sh", "insmod", "mount", "umount", "cat", "echo", "sync", "sha256sum", "dd", "seq", "mkdir", "poweroff", "head", "mv", "rm", "find", "sort", "xargs", "stat", "sed"}
+var applets = []string{"sh", "insmod", "mount", "umount", "cat", "echo", "sync", "sha256sum", "dd", "seq", "mkdir", "poweroff", "head", "mv", "rm", "find", "sort", "xargs", "stat", "sed", "stty"}
 
 // firstSector is where the partition begins, as most installers have it.
 const (

@@ -11,6 +11,8 @@ tell() {
 	find /first /second -type f | sort | xargs sha256sum | sed "s|^|$1: |"
 	find /first /second | sort | xargs stat -c "$1: %A %s %Y %h %n" | sed '/^[a-z]*: d/s/ [0-9]* / dir /'
 }
+# drain returns once the console has put out all that was said: a kernel that panics discards the rest.
+drain() { stty -F /dev/console opost; }
 some() { dd if=/dev/urandom bs=1000 count="$1" 2>/dev/null; }
 
 if [ -d /first/tree ]; then
@@ -18,6 +20,7 @@ if [ -d /first/tree ]; then
 	echo "all found: yes"
 	sync
 	umount /first /second
+	drain
 	poweroff -f
 fi
 for top in /first /second; do
@@ -39,4 +42,5 @@ done
 cd /
 tell left
 echo "all left: yes"
+drain
 echo c >/proc/sysrq-trigger
