@@ -1,11 +1,13 @@
 package main
 
 import (
+	"fmt"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 
+	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/scene"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/initramfs"
@@ -84,4 +86,110 @@ crash
 			}
 		}
 	})
+}
+
+// An ACL in which user 1000 may do all, and the group nothing, as setxattr(2) takes it (include/uapi/linux/posix_acl_xattr.h).
+const hexACL = "0x0200000001000700ffffffff02000700e803000004000000ffffffff10000700ffffffff20000000ffffffff"
+
+// TestRemadeAttributes lets a kernel die with extended attributes, ACLs and device files that XFS or btrfs has in memory only, of
+// files, directories and links that have to be made again, and of others. All of them are back, and nobody has more access
+// than before.
+func TestRemadeAttributes(t *testing.T) {
+	together(t)
+	at, err := exec.LookPath("setfattr")
+	if err != nil {
+		tier.Lacks(t, err.Error()+"; run scripts/setup.sh")
+	}
+	programs, err := initramfs.Programs("", at, strings.Replace(at, "setfattr", "getfattr", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kernel := range []string{fixture.Default, "6.12-cloud", "newest-cloud"} {
+		for _, kind := range []string{"xfs", "btrfs"} {
+			t.Run(kernel+" "+kind, func(t *testing.T) {
+				if kernel != fixture.Default || kind != "xfs" {
+					tier.Full(t, "attributes of "+kind+" on "+kernel)
+				}
+				remadeAttributes(t, kernel, kind, programs)
+			})
+		}
+	}
+}
+
+// attributesOf prints what there is below a directory: type, permissions, owner, device, and extended attributes.
+const attributesOf = `
+attributesOf() {
+	cd $1
+	find . | sort | while read f; do stat -c '%A %u:%g %t,%T %n' $f; done
+	getfattr -R -P -h -d -m - -e hex . | sort
+	cd /
+}
+`
+
+func remadeAttributes(t *testing.T, kernel, kind string, programs []initramfs.File) {
+	out := scene.Disk{Size: 64 << 20, Mkfs: []string{"mkfs.ext4", "-qF"}}
+	s := scene.Play(t, scene.Spec{
+		Kernel: kernel, Modules: []string{kind, "ext4"}, Files: programs,
+		Disks: []scene.Disk{{Size: 512 << 20, Mkfs: []string{"mkfs." + kind, "-q"}}, out},
+		Script: "PATH=$PATH:/usr/bin\n" + attributesOf + fmt.Sprintf(`
+for s in /proc/sys/fs/xfs/xfssyncd_centisecs /proc/sys/vm/dirty_writeback_centisecs; do [ ! -e $s ] || echo 720000 >$s; done
+mkdir /out
+mount -t ext4 /dev/vdb /out
+mount -t %[1]s -o $([ %[1]s = xfs ] && echo noatime || echo commit=600) /dev/vda /mnt
+acl=%[2]s
+mkdir /mnt/dir /mnt/shared
+for f in old same gone less; do echo $f >/mnt/dir/$f; done
+setfattr -n user.same -v 1 /mnt/dir/same
+setfattr -n user.gone -v 1 /mnt/dir/gone
+setfattr -n system.posix_acl_access -v $acl /mnt/dir/less
+setfattr -n system.posix_acl_default -v $acl /mnt/shared
+sync
+echo more >>/mnt/dir/same
+setfattr -n user.old -v "$(printf '%%0150d' 7)" /mnt/dir/old
+setfattr -n security.selinux -v label /mnt/dir/old
+setfattr -x user.gone /mnt/dir/gone
+setfattr -x system.posix_acl_access /mnt/dir/less
+chmod 600 /mnt/dir/less
+for f in acl none; do echo $f >/mnt/dir/$f; chmod 770 /mnt/dir/$f; done
+setfattr -n system.posix_acl_access -v $acl /mnt/dir/acl
+mkdir /mnt/shared/made
+umask 022
+echo inherited >/mnt/shared/made/inherited
+echo without >/mnt/shared/without
+setfattr -x system.posix_acl_access /mnt/shared/without
+chmod 604 /mnt/shared/without
+setfattr -n trusted.overlay.opaque -v y /mnt/shared/made
+mknod /mnt/dir/whiteout c 0 0
+mknod /mnt/dir/null c 1 3
+mknod /mnt/dir/disk b 259 70000
+mknod /mnt/dir/fifo p
+ln -s target /mnt/dir/link
+setfattr -h -n trusted.link -v 1 /mnt/dir/link
+chown 12:34 /mnt/dir/fifo
+attributesOf /mnt >/out/attributes
+umount /out
+crash
+`, kind, hexACL),
+	})
+	b := &bench{t: t, image: &fixture.Image{RAM: s.RAM}}
+	b.disk.Image = s.Disks[0]
+	if r := b.apply(); !r.Complete {
+		t.Errorf("%+v", r)
+	}
+	after := scene.Play(t, scene.Spec{
+		Modules: []string{kind, "ext4"}, Files: programs,
+		Disks: []scene.Disk{{Copy: b.disk.Image}, out},
+		Script: "PATH=$PATH:/usr/bin\n" + attributesOf + `
+mkdir /out
+mount -t ext4 /dev/vdb /out
+mount -t ` + kind + ` -o ro /dev/vda /mnt
+attributesOf /mnt >/out/attributes
+umount /out
+crash
+`,
+	})
+	was, is := debugfs(t, s.Disks[1], "cat attributes"), debugfs(t, after.Disks[1], "cat attributes")
+	if was != is || strings.Count(was, "system.posix_acl_access") != 3 {
+		t.Errorf("there was\n%s\nand there is\n%s", was, is)
+	}
 }

@@ -215,6 +215,16 @@ func (f *Btrfs) Root(i *Inode) (uint64, error) {
 	return f.layout.rootID.Uint(root), nil
 }
 
+// treeOf returns where the tree that an inode is in begins: the address of its root block, in the file system's own addresses. own is
+// what own returned for the inode.
+func (f *Btrfs) treeOf(own []byte) (uint64, error) {
+	root, err := f.subvolume(f.layout.root.Pointer(own))
+	if err != nil {
+		return 0, err
+	}
+	return f.c.k.U64(f.layout.trees.start.In(f.layout.trees.node.Pointer(root)))
+}
+
 // subvolume reads a btrfs_root of the file system.
 func (f *Btrfs) subvolume(at addr.Virt) ([]byte, error) {
 	b, err := f.c.k.Bytes(at, f.layout.rootSize)

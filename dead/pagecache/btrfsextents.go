@@ -8,7 +8,6 @@ import (
 	"math"
 
 	"understudy.dev/understudy/dead/addr"
-	"understudy.dev/understudy/dead/kernel"
 )
 
 // The items that say where a file lies (include/uapi/linux/btrfs_tree.h, struct btrfs_file_extent_item): their key and, in bytes,
@@ -80,11 +79,7 @@ func (f *Btrfs) mapping(i *Inode) (*btrfsMap, error) {
 	case !l.changing.Free(b):
 		return nil, errors.New("it was being changed when the kernel died")
 	}
-	root, err := f.subvolume(l.root.Pointer(b))
-	if err != nil {
-		return nil, err
-	}
-	at, err := f.c.k.U64(l.trees.start.In(l.trees.node.Pointer(root)))
+	at, err := f.treeOf(b)
 	if err != nil {
 		return nil, err
 	}
@@ -152,63 +147,24 @@ func (w *btrfsMap) position(k btrfsKey) int64 {
 	return int64(k.off)
 }
 
-// still checks that a block had been read, and that nobody was changing it: whoever does holds the lock of its extent buffer
-// (fs/btrfs/locking.c). If a block is not smaller than a page, each of its pages has the extent buffer as its private data
-// (extent_io.c, attach_extent_buffer_page).
-func (w *btrfsMap) still(t *btrfsBlock) error {
-	p, _, err := w.cache.pageOf(int64(t.at), min(w.f.nodeSize, int(w.f.c.k.Pages().Size())))
-	if err != nil {
-		return err
-	}
-	trees := w.f.layout.trees
-	if !trees.blockFlags.Present() {
-		return fmt.Errorf("whether a tree block is uptodate: %w", kernel.ErrNotFound)
-	}
-	at, err := w.f.c.k.U64(trees.start.In(p.private))
-	if err == nil && (at != t.at || !p.has(w.f.c.layout.page.hasPrivate)) {
-		err = errors.New("its page has no extent buffer")
-	}
-	var flags uint64
-	if err == nil {
-		flags, err = w.f.c.k.U64(trees.blockFlags.In(p.private))
-	}
-	if err == nil && flags>>trees.uptodate&1 == 0 {
-		err = errors.New("it was not uptodate when the kernel died")
-	}
-	if err == nil {
-		var free bool
-		if free, err = w.f.c.k.Free(trees.blockLock, p.private); err == nil && !free {
-			err = errors.New("it was locked when the kernel died")
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("tree block at %d: %w", t.at, err)
-	}
-	return nil
-}
-
 // leaf collects the extents in the leaf at an address.
 func (w *btrfsMap) leaf(at uint64, b []byte) error {
-	for n := range int(binary.LittleEndian.Uint32(b[96:])) { // checked when it was parsed
-		item := b[btrfsHeaderSize+n*btrfsItemSize:]
-		k := btrfsKeyAt(item)
-		if k.ino != w.ino || k.kind != btrfsExtentKey {
+	for item, err := range btrfsItems(b, btrfsExtentKey) {
+		if err != nil {
+			return err
+		}
+		if item.key.ino != w.ino {
 			continue
 		}
-		off, size := uint64(binary.LittleEndian.Uint32(item[17:])), uint64(binary.LittleEndian.Uint32(item[21:]))
-		if off+size > uint64(len(b)-btrfsHeaderSize) {
-			return fmt.Errorf("%w: item %d has %d bytes at %d", errBtrfsBlock, n, size, off)
-		}
-		extent := b[btrfsHeaderSize+off:][:size]
-		m, plain, err := parseBtrfsExtent(k.off, extent)
+		m, plain, err := parseBtrfsExtent(item.key.off, item.data)
 		if err == nil {
 			err = w.add(m)
 		}
 		if err != nil {
 			return err
 		}
-		if plain && m.Off == 0 && extent[20] == btrfsInline {
-			w.inline, w.inlineAt = extent[btrfsExtentHeader:], at+btrfsHeaderSize+off+btrfsExtentHeader
+		if plain && m.Off == 0 && item.data[20] == btrfsInline {
+			w.inline, w.inlineAt = item.data[btrfsExtentHeader:], at+uint64(item.at)+btrfsExtentHeader
 		}
 	}
 	return nil

@@ -1,11 +1,14 @@
 package pagecache
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/kernel"
 )
 
 // btrfsBlock is a block of a btrfs tree. The format is that of include/uapi/linux/btrfs_tree.h (struct btrfs_header, btrfs_key_ptr
@@ -29,6 +32,10 @@ type btrfsKey struct {
 	ino  addr.Ino
 	kind byte
 	off  uint64
+}
+
+func (k btrfsKey) compare(other btrfsKey) int {
+	return cmp.Or(cmp.Compare(k.ino, other.ino), cmp.Compare(k.kind, other.kind), cmp.Compare(k.off, other.off))
 }
 
 func btrfsKeyAt(b []byte) btrfsKey {
@@ -86,18 +93,45 @@ func parseBtrfsBlock(b []byte) (*btrfsBlock, error) {
 		return t, nil
 	}
 	t.inodes = make(map[addr.Ino]btrfsInodeItem)
-	for n := range int(count) {
-		at := btrfsHeaderSize + n*size
-		if b[at+8] != btrfsInodeItemKey {
-			continue
+	for item, err := range btrfsItems(b, btrfsInodeItemKey) {
+		if err == nil && len(item.data) != btrfsInodeItemSize {
+			err = fmt.Errorf("%w: an inode item of %d bytes", errBtrfsBlock, len(item.data))
 		}
-		off, length := uint64(binary.LittleEndian.Uint32(b[at+17:])), binary.LittleEndian.Uint32(b[at+21:])
-		if length != btrfsInodeItemSize || off+btrfsInodeItemSize > uint64(len(b)-btrfsHeaderSize) {
-			return nil, fmt.Errorf("%w: item %d has %d bytes at %d", errBtrfsBlock, n, length, off)
+		if err != nil {
+			return nil, err
 		}
-		t.inodes[addr.Ino(u64(at))] = btrfsInodeItem(b[btrfsHeaderSize+off:])
+		t.inodes[item.key.ino] = btrfsInodeItem(item.data)
 	}
 	return t, nil
+}
+
+// btrfsItem is an item of a leaf.
+type btrfsItem struct {
+	key  btrfsKey
+	at   int // of its data, in the block
+	data []byte
+}
+
+// btrfsItems yields the items of one kind in a leaf whose header was checked.
+func btrfsItems(leaf []byte, kind byte) iter.Seq2[btrfsItem, error] {
+	return func(yield func(btrfsItem, error) bool) {
+		for n := range int(binary.LittleEndian.Uint32(leaf[96:])) {
+			b := leaf[btrfsHeaderSize+n*btrfsItemSize:]
+			i := btrfsItem{key: btrfsKeyAt(b)}
+			if i.key.kind != kind {
+				continue
+			}
+			off, size := uint64(binary.LittleEndian.Uint32(b[17:])), uint64(binary.LittleEndian.Uint32(b[21:]))
+			if off+size > uint64(len(leaf)-btrfsHeaderSize) {
+				yield(i, fmt.Errorf("%w: item %d has %d bytes at %d", errBtrfsBlock, n, size, off))
+				return
+			}
+			i.at = btrfsHeaderSize + int(off)
+			if i.data = leaf[i.at:][:size]; !yield(i, nil) {
+				return
+			}
+		}
+	}
 }
 
 // btrfsBlocks are the tree blocks that the kernel has in memory, each to be read once.
@@ -192,4 +226,39 @@ func (w *btrfsBlocks) read(at uint64) (*btrfsBlock, error) {
 		return nil, fmt.Errorf("%w: the one at %d says that it is at %d", errBtrfsBlock, at, t.at)
 	}
 	return t, nil
+}
+
+// still checks that a block had been read, and that nobody was changing it: whoever does holds the lock of its extent buffer
+// (fs/btrfs/locking.c). If a block is not smaller than a page, each of its pages has the extent buffer as its private data
+// (extent_io.c, attach_extent_buffer_page).
+func (w *btrfsBlocks) still(t *btrfsBlock) error {
+	p, _, err := w.cache.pageOf(int64(t.at), min(w.f.nodeSize, int(w.f.c.k.Pages().Size())))
+	if err != nil {
+		return err
+	}
+	trees := w.f.layout.trees
+	if !trees.blockFlags.Present() {
+		return fmt.Errorf("whether a tree block is uptodate: %w", kernel.ErrNotFound)
+	}
+	at, err := w.f.c.k.U64(trees.start.In(p.private))
+	if err == nil && (at != t.at || !p.has(w.f.c.layout.page.hasPrivate)) {
+		err = errors.New("its page has no extent buffer")
+	}
+	var flags uint64
+	if err == nil {
+		flags, err = w.f.c.k.U64(trees.blockFlags.In(p.private))
+	}
+	if err == nil && flags>>trees.uptodate&1 == 0 {
+		err = errors.New("it was not uptodate when the kernel died")
+	}
+	if err == nil {
+		var free bool
+		if free, err = w.f.c.k.Free(trees.blockLock, p.private); err == nil && !free {
+			err = errors.New("it was locked when the kernel died")
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("tree block at %d: %w", t.at, err)
+	}
+	return nil
 }

@@ -47,6 +47,8 @@ type Inode struct {
 	Writing    bool   // its i_rwsem is held for writing: an operation on it is in flight
 	Shared     bool   // programs may write to its pages through shared mappings, without that lock
 	New        bool   // it was being created, and had no name yet (I_NEW)
+	Device     uint32 // of a device file: 20 bits of the minor number below the major number (include/linux/kdev_t.h)
+	ACL        bool   // it has an ACL beside its mode, or may have one
 	Failed     bool   // a write of its pages to the disk has failed while it was in memory
 
 	mapping addr.Virt // of its own address_space
@@ -78,6 +80,7 @@ type inodeLayout struct {
 	length, state, generation, data, pointer kernel.Field
 	ioList, wbList, sbList, dentries, hash   kernel.Field
 	blkbits, blocks, wrong, shared           kernel.Field
+	device, acl                              kernel.Field
 	rwsem                                    kernel.Lock
 	tree, treeFlags, head, pages             kernel.Field
 	atime, mtime, ctime                      timeField
@@ -106,6 +109,7 @@ func (i *inodeLayout) look(t *kernel.Types) error {
 	i.blkbits = l.Optional("i_blkbits", 1)
 	i.rwsem = l.Lock("i_rwsem")
 	i.blocks = l.Optional("i_blocks", 8)
+	i.device, i.acl = l.Optional("i_rdev", 4), l.Optional("i_acl", 8)
 	i.wrong = l.Optional("i_data.wb_err", 4)
 	i.shared = l.Optional("i_data.i_mmap_writable.counter", 4)
 	i.ioList = l.Field("i_io_list", 16)
@@ -195,6 +199,10 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 	if l.blkbits.Present() {
 		i.blkbits = uint(l.blkbits.Uint(b))
 	}
+	if l.device.Present() {
+		i.Device = uint32(l.device.Uint(b))
+	}
+	i.ACL = l.acl.Present() && l.acl.Uint(b) != 0 // ACL_NOT_CACHED is -1 (include/linux/fs.h)
 	i.New = i.State>>l.new()&1 != 0
 	i.Failed = l.wrong.Present() && wentWrong(l.wrong.Uint(b))
 	i.Writing = l.rwsem.Held(b)

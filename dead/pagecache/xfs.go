@@ -40,6 +40,7 @@ type xfsLayout struct {
 	inode, inodeMount, item, pins                            kernel.Field
 	lock                                                     kernel.Lock
 	forkBytes, forkHeight, forkRoot, forkExtents, forkFormat kernel.Field
+	attrs                                                    xfsAttrFork
 	itemSize                                                 int
 	itemInode, itemDirty, itemFields                         kernel.Field
 	itemFsync, itemDatasync                                  kernel.Field // 6.1 and 6.12 have the first, 7.2 the second
@@ -85,6 +86,7 @@ func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
 	x.forkExtents = i.Field("i_df.if_nextents", 4, 8)
 	// On 6.1 in a named union, on 6.12 in an anonymous one.
 	x.forkRoot = i.First([]string{"i_df.if_u1.if_root", "i_df.if_data"}, 8)
+	x.attrs = newXFSAttrFork(k)
 	t := layoutIn(k, "xfs_inode_log_item", "xfs")
 	x.itemSize = t.Size
 	x.itemInode, x.itemDirty, x.itemFields = t.Field("ili_inode", 8), t.Field("ili_dirty_flags", 4), t.Field("ili_fields", 4)

@@ -23,6 +23,11 @@ type Metadata struct {
 	Paths  []string // all that are in memory
 	Absent []string // of a directory: names in it that nothing had; there may be more
 	Target string   // of a symbolic link
+	Device uint32   // of a device file (pagecache.Inode)
+	// Attributes are the extended attributes; nil if memory does not have them all. With AttributesKept, the disk has them.
+	Attributes     *[]pagecache.Attribute
+	AttributesKept bool
+	ACL            bool // it has an ACL, or may have one
 	// The content that is not in the runs: zeros, bytes that are mapped to the disk, and bytes
 	// that are neither in memory nor known to be on the disk. All three are ascending.
 	Zeros   []addr.Span
@@ -60,6 +65,7 @@ func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, 
 	case "btrfs":
 		if w.btrfs, err = c.Btrfs(s); err == nil {
 			p.btrfsSuper, p.btrfsCommitted, p.btrfsLogging = w.btrfs.Super, w.btrfs.LastCommitted, w.btrfs.Logging
+			w.attrs = w.btrfs.Attributes()
 		}
 	default:
 		err = fmt.Errorf("%s: %w: it can be extracted from memory, and not written to its disk", s.Type, ErrUnsupported)
@@ -102,6 +108,7 @@ type diskWalk struct {
 	partial bool
 	xfs     *pagecache.XFS   // nil for another type
 	btrfs   *pagecache.Btrfs // likewise
+	attrs   *pagecache.BtrfsAttributes
 	paths   *pagecache.Paths
 	dirs    map[string]*pagecache.Inode // committed directories
 	absent  int                         // names, in Metadata.Absent of all directories
@@ -151,6 +158,8 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 			f.Metadata.Absent = w.paths.Absent(i)
 			w.absent += len(f.Metadata.Absent)
 		}
+		f.Metadata.Device, f.Metadata.ACL = i.Device, i.ACL
+		w.attributes(i, f.Metadata)
 		if kind == pagecache.ModeLink {
 			f.Metadata.Target = w.target(i)
 		}
@@ -184,6 +193,20 @@ func (w *diskWalk) target(i *pagecache.Inode) string {
 	}
 	target, _ := w.c.Link(i)
 	return target
+}
+
+// attributes adds the extended attributes, if memory has them.
+func (w *diskWalk) attributes(i *pagecache.Inode, l *Metadata) {
+	var all []pagecache.Attribute
+	var err error
+	if w.xfs != nil {
+		all, err = w.xfs.Attributes(i)
+	} else {
+		all, l.AttributesKept, err = w.attrs.Of(i)
+	}
+	if err == nil && !l.AttributesKept {
+		l.Attributes = &all
+	}
 }
 
 func (w *diskWalk) committed(i *pagecache.Inode, l *Metadata) (committed bool, err error) {

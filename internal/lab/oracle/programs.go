@@ -252,7 +252,10 @@ func (r *remade) differences(want, found Tree, count *Comparison) []Finding {
 			count.Forgiven++
 			continue
 		case r != nil:
-			w.Ino, w.Xattrs, g.Ino, g.Xattrs = 0, nil, 0, nil // what is missing has another mode
+			if r.xattrs[w.Ino] {
+				w.Xattrs, g.Xattrs = nil, nil
+			}
+			w.Ino, g.Ino = 0, 0 // what is missing has another mode
 			if w.Mode&script.TypeMask == script.TypeDir {
 				w.Sec, w.Nsec, g.Sec, g.Nsec = 0, 0, 0, 0
 			}

@@ -10,18 +10,19 @@ import (
 )
 
 // remade is what a tree is measured by that a rescue has made again from memory (docs/SALVAGE.md): what was not committed may have
-// other inode numbers and lack extended attributes, names that were removed may be back, and a file may be refused, by its name or
+// other inode numbers, names that were removed may be back, and a file, or its extended attributes, may be refused, by its name or
 // its inode number.
 type remade struct {
 	places map[place]page.Entry  // without the rescue
 	inode  map[uint64]page.Entry // likewise
 	inodes map[uint64]bool
 	paths  map[string]bool
+	xattrs map[uint64]bool // inodes of which only the extended attributes are refused
 }
 
 // remadeOf reads what a rescue refused.
 func remadeOf(plain Tree, r *RescueReport) *remade {
-	out := &remade{places: plain.places(), inode: make(map[uint64]page.Entry), inodes: make(map[uint64]bool), paths: make(map[string]bool)}
+	out := &remade{places: plain.places(), inode: make(map[uint64]page.Entry), inodes: make(map[uint64]bool), paths: make(map[string]bool), xattrs: make(map[uint64]bool)}
 	for _, e := range plain.Entries {
 		out.inode[e.Ino] = e
 	}
@@ -30,12 +31,17 @@ func remadeOf(plain Tree, r *RescueReport) *remade {
 			Path       string `json:"path"`
 			PathBase64 []byte `json:"path_base64"`
 			Inode      uint64 `json:"inode"`
+			Reason     string `json:"reason"`
 		} `json:"refused"`
 	}
 	if json.Unmarshal(r.Report, &report) != nil {
 		return out
 	}
 	for _, refused := range report.Refused {
+		if strings.HasPrefix(refused.Reason, "its extended attributes ") {
+			out.xattrs[refused.Inode] = true
+			continue
+		}
 		if refused.Inode != 0 {
 			out.inodes[refused.Inode] = true
 		}

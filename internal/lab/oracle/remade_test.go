@@ -53,11 +53,13 @@ func TestRemade(t *testing.T) {
 			found.Entries[at] = e
 		}
 	}
-	again := func(e *page.Entry) { e.Ino, e.Xattrs = 9999, nil }
+	again := func(e *page.Entry) { e.Ino = 9999 }
+	xattr := func(e *page.Entry) { e.Xattrs = append(slices.Clone(e.Xattrs), []byte("user.more"), []byte("x")) }
 	missing := func(at string) func(Tree) { return func(found Tree) { delete(found.Entries, at) } }
 	for name, tc := range map[string]struct {
 		change   func(Tree)
 		refused  string
+		reason   string
 		bad      bool
 		forgiven int
 		back     int
@@ -70,6 +72,9 @@ func TestRemade(t *testing.T) {
 		"another owner":                   {change: edit(fresh, func(e *page.Entry) { e.UID++ }), bad: true},
 		"other permissions":               {change: edit(fresh, func(e *page.Entry) { e.Mode ^= 0o100 }), bad: true},
 		"another mtime":                   {change: edit(fresh, func(e *page.Entry) { e.Sec++ }), bad: true},
+		"other attributes":                {change: edit(fresh, xattr), bad: true},
+		"other attributes, and refused":   {change: edit(fresh, xattr), refused: fresh, reason: "its extended attributes are lost", forgiven: 1},
+		"missing, attributes refused":     {change: missing(fresh), refused: fresh, reason: "its extended attributes are lost", bad: true},
 		"missing":                         {change: missing(fresh), bad: true},
 		"missing, and refused":            {change: missing(fresh), refused: fresh, forgiven: 1},
 		"missing, another refused":        {change: missing(fresh), refused: durable, bad: true},
@@ -81,6 +86,9 @@ func TestRemade(t *testing.T) {
 		"too much":                        {change: edit("t0/strange", func(e *page.Entry) { e.Ino, e.Mode = 9999, script.TypeFile }), bad: true},
 	} {
 		for _, byPath := range []bool{false, true} {
+			if byPath && tc.reason != "" {
+				continue // these are refused by inode
+			}
 			t.Run(fmt.Sprintf("%s, by path %v", name, byPath), func(t *testing.T) {
 				found := Tree{Entries: maps.Clone(same.Entries)}
 				tc.change(found)
@@ -91,7 +99,7 @@ func TestRemade(t *testing.T) {
 				case tc.refused != "" && byPath:
 					report.Refused = []map[string]any{{"path": tc.refused}}
 				case tc.refused != "":
-					report.Refused = []map[string]any{{"inode": same.Entries[tc.refused].Ino}}
+					report.Refused = []map[string]any{{"inode": same.Entries[tc.refused].Ino, "reason": tc.reason}}
 				}
 				b, err := json.Marshal(report)
 				if err != nil {

@@ -47,6 +47,7 @@ type Spec struct {
 type Disk struct {
 	Size int64
 	Mkfs []string // without the path; if there is none, the disk stays empty
+	Copy string   // if it is not empty, the disk is a copy of this image
 }
 
 // Taker writes the memory of a stopped machine to a file. ram is the machine's RAM file.
@@ -134,6 +135,12 @@ func Play(t testing.TB, spec Spec) *Scene {
 
 func makeDisk(t testing.TB, path string, d Disk) {
 	t.Helper()
+	if d.Copy != "" {
+		if out, err := exec.Command("cp", "--sparse=always", d.Copy, path).CombinedOutput(); err != nil {
+			t.Fatalf("cp: %v: %s", err, out)
+		}
+		return
+	}
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}

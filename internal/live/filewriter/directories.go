@@ -263,7 +263,7 @@ func (r *restorer) endDirectory(l *unlogged) error {
 // ownDirectory gives an open directory the owner, the permissions and the times that it had.
 func (l *unlogged) ownDirectory(fd int) error {
 	if !l.attr.Committed {
-		if err := ownFD(fd, l.attr); err != nil {
+		if err := l.ownFD(fd); err != nil {
 			return err
 		}
 	}

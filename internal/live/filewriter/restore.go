@@ -158,6 +158,7 @@ func (r *restorer) probe(l *unlogged) error {
 	fd, err := r.open(l)
 	if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
 		l.missing = true
+		r.warnOfXattrs(l, nil)
 		return nil
 	}
 	if err != nil {
@@ -175,7 +176,11 @@ func (r *restorer) probe(l *unlogged) error {
 		if !l.attr.Committed && st.Nlink > 0 {
 			r.known[idOf(&st)] = l
 		}
-		return l.old(&st)
+		err := l.old(&st)
+		if err == nil {
+			r.warnOfXattrs(l, &st)
+		}
+		return err
 	}
 	if l.named() {
 		if r.dirs[l.path()], err = handleOf(r.kind, l.file, l.attr.Root); err != nil {
@@ -183,7 +188,18 @@ func (r *restorer) probe(l *unlogged) error {
 		}
 	}
 	l.failed = l.old(&st) != nil // left alone, and not reported: only its times differ
+	if !l.failed {
+		r.warnOfXattrs(l, &st)
+	}
 	return nil
+}
+
+// warnOfXattrs records that extended attributes may be lost; all else is done as for other files.
+func (r *restorer) warnOfXattrs(l *unlogged, st *unix.Stat_t) {
+	if l.lacksXattrs(st) {
+		r.fail(l, errXattrs)
+		l.failed = false
+	}
 }
 
 // create creates an empty file for a missing one, under a temporary name.

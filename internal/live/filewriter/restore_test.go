@@ -483,7 +483,7 @@ func TestRestoreNames(t *testing.T) {
 				s.was("", unix.S_IFLNK|0o777, 0, 0, "known").Target = []byte("../x")
 				s.was("", unix.S_IFLNK|0o777, 0, 0, "unknown")
 			},
-			names: "known", acts: "created known", fails: "some symbolic links",
+			names: "known", acts: "created known", fails: "pointed to is not in memory",
 		},
 		{
 			name: "symbolic link renamed over another",
@@ -532,7 +532,29 @@ func TestRestoreNames(t *testing.T) {
 				s.was("null", unix.S_IFCHR|0o640, 0, 0, "null", "null2")
 				s.was("", unix.S_IFIFO|0o640, 0, 0, "missing")
 			},
-			names: "new null null2", acts: "linked new, linked null2, unlinked old", fails: "some symbolic links",
+			names: "missing new null null2", acts: "created missing, linked new, linked null2, unlinked old",
+		},
+		{
+			name: "whiteouts of an overlay, and what had their names",
+			before: func(s *scene) {
+				s.onDisk("d/", "")
+				s.node("d/same", unix.S_IFCHR|0o640)
+				s.node("d/other", unix.S_IFCHR|0o640)
+				s.was("", unix.S_IFCHR|0o640, 0, 0, "d/same").Device = unix.Mkdev(1, 3)
+				s.was("", unix.S_IFCHR|0o640, 0, 0, "d/other")
+				s.was("", unix.S_IFCHR, 0, 0, "d/new")
+				s.was("", unix.S_IFSOCK|0o600, 0, 0, "d/socket")
+			},
+			names: "d d/new d/other d/other.displaced-INO d/same d/socket",
+			after: func(s *scene) {
+				for name, want := range map[string]uint64{"d/same": unix.Mkdev(1, 3), "d/other": 0, "d/new": 0, "d/other.displaced": unix.Mkdev(1, 3)} {
+					all, _ := filepath.Glob(s.path(name) + "*")
+					var st unix.Stat_t
+					if err := unix.Lstat(all[0], &st); err != nil || st.Rdev != want {
+						s.t.Errorf("%s is device %#x, %v, want %#x", all[0], st.Rdev, err, want)
+					}
+				}
+			},
 		},
 		{
 			name: "another type by now",

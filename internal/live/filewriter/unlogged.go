@@ -136,8 +136,11 @@ func (l *unlogged) own(t *target) error {
 	if l.attr.Committed {
 		return nil
 	}
-	if err := ownFD(t.fd, l.attr); err != nil {
+	if err := l.ownFD(t.fd); err != nil {
 		return err
+	}
+	if l.attr.XattrsAll {
+		t.capability = nil // it has those of the dead kernel
 	}
 	flags, err := unix.IoctlGetInt(t.fd, unix.FS_IOC_GETFLAGS)
 	if err != nil {
@@ -150,16 +153,16 @@ func (l *unlogged) own(t *target) error {
 	return nil
 }
 
-// ownFD sets owner and permissions, in this order: a change of owner clears the
-// set-user-ID bit (chown(2)).
-func ownFD(fd int, a *wire.Attr) error {
-	if err := unix.Fchown(fd, int(a.UID), int(a.GID)); err != nil {
+// ownFD sets owner, permissions and extended attributes, in this order: a change of owner clears the
+// set-user-ID bit (chown(2)) and the capabilities.
+func (l *unlogged) ownFD(fd int) error {
+	if err := unix.Fchown(fd, int(l.attr.UID), int(l.attr.GID)); err != nil {
 		return fmt.Errorf("set owner: %w", err)
 	}
-	if err := unix.Fchmod(fd, a.Mode&0o7777); err != nil {
+	if err := unix.Fchmod(fd, l.mode()); err != nil {
 		return fmt.Errorf("set permissions: %w", err)
 	}
-	return nil
+	return setXattrs(procPath(fd), l.attr)
 }
 
 func timesOf(f *wire.File) []unix.Timespec {

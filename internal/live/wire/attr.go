@@ -18,12 +18,19 @@ type Attr struct {
 	UID   uint32   `json:"uid,omitempty"`
 	GID   uint32   `json:"gid,omitempty"`
 	Flags int      `json:"flags,omitempty"` // FS_IMMUTABLE_FL, FS_APPEND_FL
-	Ctime Time     `json:"ctime,omitzero"`  // of a directory, which was created no later
+	Ctime Time     `json:"ctime,omitzero"`  // of a directory, which was created no later, and if XattrsLack is set
 	// Absent are names in a directory that nothing had: what the disk has under them was removed, or renamed.
 	Absent [][]byte `json:"absent,omitempty"`
 
-	Target []byte  `json:"target,omitempty"` // of a symbolic link
-	Zeros  []Range `json:"zeros,omitempty"`  // the parts of the content that were holes
+	Target []byte `json:"target,omitempty"` // of a symbolic link
+	Device uint64 `json:"device,omitempty"` // of a device file, as mknod(2) has it
+
+	Xattrs     []Xattr `json:"xattrs,omitempty"`     // extended attributes
+	XattrsAll  bool    `json:"xattrsAll,omitempty"`  // it had no others
+	XattrsLack bool    `json:"xattrsLack,omitempty"` // they are not known, and those on the disk may be older
+	ACL        bool    `json:"acl,omitempty"`        // it had an ACL, or may have had one
+
+	Zeros []Range `json:"zeros,omitempty"` // the parts of the content that were holes
 	// Mapped are the extents of the content that is neither in runs nor zero. The file
 	// must have them on the disk too.
 	Mapped []Extent `json:"mapped,omitempty"`
@@ -31,6 +38,12 @@ type Attr struct {
 	Kept bool `json:"kept,omitempty"`
 	// Partial lets the file be created again even if its extents, or content that the disk should have kept, are missing.
 	Partial bool `json:"partial,omitempty"`
+}
+
+// Xattr is an extended attribute (xattr(7)).
+type Xattr struct {
+	Name  []byte `json:"name"` // with its namespace
+	Value []byte `json:"value,omitempty"`
 }
 
 // Range is a part of a file, in bytes.
