@@ -18,6 +18,7 @@ var actTexts = map[string]string{
 	wire.ActUnlinked:  "removed, a name from before a renaming: %s",
 	wire.ActDisplaced: "took the name %s: what had it is %s",
 	wire.ActRemoved:   "had been removed or renamed, and the disk still had it: %s, which is %s now",
+	wire.ActDeleted:   "had been deleted while it was open, and is: %s",
 	wire.ActBack:      "had been deleted, and the disk still has it: %s",
 	wire.ActUndone:    "was being made when the kernel died, and is not: %s",
 	wire.ActGone:      "was being removed, or made, when the kernel died, and is gone: %s",

@@ -106,6 +106,37 @@ func (p *Paths) Of(i *Inode) (string, error) {
 	return "", fmt.Errorf("find path of inode %d: %w", i.Ino, errors.Join(append(errs, ErrNoPath)...))
 }
 
+// maxNames bounds how many names of one inode are looked for.
+const maxNames = 1 << 12
+
+// All returns all paths of an inode that are in memory, from the top of its file
+// system, the newest first. There may be others on the disk.
+func (p *Paths) All(i *Inode) []string { return p.aliases(i, false) }
+
+// Former returns paths that an inode had until it was deleted, or some of its names were, although it was still open. What has
+// such a path by now may be another inode.
+func (p *Paths) Former(i *Inode) []string { return p.aliases(i, true) }
+
+func (p *Paths) aliases(i *Inode, deleted bool) []string {
+	l := &p.c.layout.dentry
+	var out []string
+	n := 0
+	for at, err := range p.c.hlist(p.c.layout.inode.dentries.In(i.Addr)) {
+		if n++; err != nil || n > maxNames {
+			break
+		}
+		dentry := at - addr.Virt(l.alias.Off)
+		d, err := p.read(dentry)
+		if err != nil || d.inode != i.Addr || d.deleted != deleted || deleted && d.parent == dentry {
+			continue
+		}
+		if path, err := p.path(dentry); err == nil {
+			out = append(out, path)
+		}
+	}
+	return out
+}
+
 // Name is one name of an inode, in a directory.
 type Name struct {
 	Dir  addr.Ino

@@ -171,28 +171,3 @@ func (c *Cache) Link(i *Inode) (string, error) {
 	}
 	return target, nil
 }
-
-// maxNames bounds how many names of one inode are looked for.
-const maxNames = 1 << 12
-
-// All returns all paths of an inode that are in memory, from the top of its file
-// system, the newest first. There may be others on the disk.
-func (p *Paths) All(i *Inode) []string {
-	l := &p.c.layout.dentry
-	var out []string
-	n := 0
-	for at, err := range p.c.hlist(p.c.layout.inode.dentries.In(i.Addr)) {
-		if n++; err != nil || n > maxNames {
-			break
-		}
-		dentry := at - addr.Virt(l.alias.Off)
-		d, err := p.read(dentry)
-		if err != nil || d.inode != i.Addr || d.deleted {
-			continue
-		}
-		if path, err := p.path(dentry); err == nil {
-			out = append(out, path)
-		}
-	}
-	return out
-}

@@ -30,11 +30,13 @@ mount -t xfs /dev/vda /mnt/a
 mount -t btrfs -o commit=600 /dev/vdb /mnt/b
 for d in a b; do
 	mkdir /mnt/$d/dir /mnt/$d/dir/sub
-	for f in removed renamed kept replaced; do echo $f >/mnt/$d/dir/$f; done
+	for f in removed renamed kept replaced open; do echo $f >/mnt/$d/dir/$f; done
 	echo top >/mnt/$d/top
 done
 sync
+exec 5</mnt/a/dir/open 6</mnt/b/dir/open
 for d in a b; do
+	rm /mnt/$d/dir/open
 	rm /mnt/$d/dir/removed /mnt/$d/top
 	rmdir /mnt/$d/dir/sub
 	mv /mnt/$d/dir/renamed /mnt/$d/dir/name
@@ -49,6 +51,9 @@ crash
 				p, _, _ := planFor(t, cacheOf(t, s.RAM), disk)
 				seen := 0
 				for _, f := range p.Files {
+					if slices.Equal(f.Metadata.Former, []string{"dir/open"}) && f.NLink == 0 {
+						seen++
+					}
 					want := map[string][]string{"": {"top"}, "dir": {"never", "removed", "sub"}}[f.Path]
 					if want == nil || f.Metadata.Nameless {
 						continue
@@ -66,8 +71,8 @@ crash
 						}
 					}
 				}
-				if seen != 2 {
-					t.Errorf("disk %d: %d of 2 directories", n, seen)
+				if seen != 3 {
+					t.Errorf("disk %d: %d of 2 directories, and a file that was open", n, seen)
 				}
 			}
 		})

@@ -21,6 +21,7 @@ type Metadata struct {
 	Nameless bool
 	// The following are empty if Committed is set.
 	Paths  []string // all that are in memory
+	Former []string // of what was deleted while it was open: paths that it had until then
 	Absent []string // of a directory: names in it that nothing had; there may be more
 	Target string   // of a symbolic link
 	Device uint32   // of a device file (pagecache.Inode)
@@ -140,6 +141,7 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 			w.p.Deleted++
 			return nil
 		}
+		f.Metadata.Former = w.paths.Former(i)
 		w.p.Files = append(w.p.Files, f)
 		return nil
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // name gives the files that were written, and all others that are not directories, the names that they had: first
-// the names that nothing else has. After that it is known which old names are not needed any more.
+// the names that nothing else has.
 func (r *restorer) name() {
 	for _, replace := range []bool{false, true} {
 		for _, l := range r.all {
@@ -30,7 +30,6 @@ func (r *restorer) name() {
 			}
 		}
 	}
-	r.oldNames()
 }
 
 // nameOne gives a file one name. Another file that has that name loses it only if
@@ -120,11 +119,11 @@ func (r *restorer) giveWay(kind string, l *unlogged, dir int, name, at string, t
 }
 
 // stale reports whether a name that a file has on the disk is one that it had lost: the
-// file was deleted, or all names that it had are known and on the disk, and this is not
+// file was deleted, and not changed since, or all names that it had are known and on the disk, and this is not
 // one of them.
 func (r *restorer) stale(l *unlogged, at string) bool {
 	if l.attr.Links == 0 {
-		return true
+		return !l.changed
 	}
 	return !l.failed && !slices.ContainsFunc(l.attr.Paths, func(p []byte) bool { return string(p) == at }) && r.complete(l)
 }

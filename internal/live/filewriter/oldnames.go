@@ -23,7 +23,7 @@ type oldNames struct {
 	back    map[inodeID]*unlogged // files that were deleted, and have names on the disk
 }
 
-// oldNames removes names that files had before they were renamed, and reports deleted files
+// oldNames removes names that files had before they were renamed, which are known once they have those that they had, and reports deleted files
 // that are back. It looks first in the directories of the names that those files have, where
 // temporary names are, and at all names of their subvolumes only while an old name is not found.
 func (r *restorer) oldNames() {

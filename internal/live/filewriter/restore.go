@@ -77,8 +77,11 @@ func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, d
 	}
 	return measure(result, "name files", func() error {
 		restore.name()
+		restore.deleteFiles()
+		restore.oldNames()
 		restore.absent()
 		restore.dropTemporary()
+		restore.deleteDirectories()
 		restore.endDirectories()
 		restore.lock()
 		return nil
@@ -169,6 +172,7 @@ func (r *restorer) probe(l *unlogged) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fmt.Errorf("stat: %w", err)
 	}
+	l.changed = l.later(&st)
 	if st.Mode&unix.S_IFMT != l.kind() {
 		return fmt.Errorf("it has another type on the disk: mode %o", st.Mode)
 	}

@@ -361,7 +361,7 @@ func TestRestoreNames(t *testing.T) {
 				s.was("", modeFile, 0, 100, "d/f")
 			},
 			names: "d d/f d.displaced-INO d.displaced-INO/f",
-			acts:  "created d, created d/f, displaced d d.displaced-INO",
+			acts:  "created d, created d/f, displaced d d.displaced-INO, is back d.displaced-INO",
 			after: func(s *scene) { s.has("d/f", 0, 100) },
 		},
 		{
@@ -445,6 +445,57 @@ func TestRestoreNames(t *testing.T) {
 				s.was("gone", modeFile, 0, 0)
 			},
 			names: "gone", acts: "is back .inode-INO-INO",
+		},
+		{
+			name: "deleted while it was open",
+			before: func(s *scene) {
+				s.onDisk("d/", "")
+				s.onDisk("d/gone", "content")
+				s.onDisk("two", "content")
+				if err := os.Link(s.path("two"), s.path("two2")); err != nil {
+					s.t.Fatal(err)
+				}
+				s.onDisk("other", "content")
+				s.was("d", modeDir, 0, 0, "d")
+				s.was("d/gone", modeFile, 0, 0).Former = [][]byte{[]byte("d/gone")}
+				s.was("two", modeFile, 0, 0).Former = [][]byte{[]byte("two"), []byte("d/never"), []byte("../two")}
+				s.was("", modeFile, 0, 0).Former = [][]byte{[]byte("other")}
+			},
+			names: "d other two2", acts: "deleted d/gone, deleted two, is back .inode-INO-INO",
+			after: func(s *scene) {
+				if st, err := os.Stat(s.path("d")); err != nil || st.ModTime().Unix() != 1e9 {
+					s.t.Errorf("%v, %v", st, err)
+				}
+			},
+		},
+		{
+			name: "deleted while it was open, and another has its name",
+			before: func(s *scene) {
+				s.onDisk("f", "content")
+				s.onDisk("old", "content")
+				s.was("f", modeFile, 0, 0).Former = [][]byte{[]byte("f")}
+				s.was("", modeFile, 0, 100, "f")
+				s.was("old", modeFile, 0, 0).Former = [][]byte{[]byte("f")}
+			},
+			names: "f old", acts: "created f, is back .inode-INO-INO, unlinked f",
+			after: func(s *scene) { s.has("f", 0, 100) },
+		},
+		{
+			name: "directories deleted while they were open",
+			before: func(s *scene) {
+				for _, dir := range []string{"a/", "a/b/", "a/b/c/", "kept/"} {
+					s.onDisk(dir, "")
+				}
+				s.onDisk("a/b/moved", "content")
+				s.onDisk("kept/file", "content")
+				for _, dir := range []string{"a", "a/b", "a/b/c", "kept"} {
+					s.was(dir, modeDir, 0, 0)
+				}
+				s.was("a/b/moved", modeFile, 0, 100, "moved")
+				s.was("", modeDir, 0, 0, "a")
+			},
+			names: "a kept kept/file moved",
+			acts:  "created a, deleted a.displaced-INO, deleted a.displaced-INO/b, deleted a.displaced-INO/b/c, displaced a a.displaced-INO, is back kept, linked moved, unlinked a.displaced-INO/b/moved",
 		},
 		{
 			name: "missing, and only a part in memory",
@@ -878,8 +929,17 @@ func TestRestoreRemovedLater(t *testing.T) {
 	s := newScene(t)
 	s.onDisk("d/", "")
 	s.onDisk("d/f", "newer")
+	s.onDisk("gone", "newer")
+	s.onDisk("dir/", "")
+	s.onDisk("way", "newer")
 	s.was("d", modeDir, 0, 0, "d").Absent = [][]byte{[]byte("f")}
-	if r := s.restore(time.Now().Add(-time.Hour)); acts(r) != "" || s.names() != "d d/f" {
+	s.was("gone", modeFile, 0, 0).Former = [][]byte{[]byte("gone")}
+	s.was("dir", modeDir, 0, 0)
+	s.was("way", modeFile, 0, 0)
+	s.was("", modeFile, 0, 100, "way")
+	r := s.restore(time.Now().Add(-time.Hour))
+	got, names := numbers.ReplaceAllString(acts(r), "-INO"), numbers.ReplaceAllString(s.names(), "-INO")
+	if want := "created way, displaced way way.displaced-INO, is back .inode-INO-INO, is back .inode-INO-INO, is back dir"; got != want || names != "d d/f dir gone way way.displaced-INO" {
 		t.Errorf("it did %s, and there are %s; %+v", acts(r), s.names(), r.Failures)
 	}
 }

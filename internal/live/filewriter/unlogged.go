@@ -26,6 +26,7 @@ type unlogged struct {
 
 	flags   *int // inode flags to be set in the end
 	missing bool // it was not on the disk
+	changed bool // it was changed after the crash
 	failed  bool
 	ready   bool // its content has been prepared for the runs
 }

@@ -14,11 +14,13 @@ type Attr struct {
 
 	Paths [][]byte `json:"paths,omitempty"` // from the top of the file system, without a leading slash
 	Links uint32   `json:"links,omitempty"` // how many names it has; 0: it was deleted
-	Mode  uint32   `json:"mode,omitempty"`  // type and permissions
-	UID   uint32   `json:"uid,omitempty"`
-	GID   uint32   `json:"gid,omitempty"`
-	Flags int      `json:"flags,omitempty"` // FS_IMMUTABLE_FL, FS_APPEND_FL
-	Ctime Time     `json:"ctime,omitzero"`  // of a directory, which was created no later, and if XattrsLack is set
+	// Former are paths that it had until it was deleted, while it was open.
+	Former [][]byte `json:"former,omitempty"`
+	Mode   uint32   `json:"mode,omitempty"` // type and permissions
+	UID    uint32   `json:"uid,omitempty"`
+	GID    uint32   `json:"gid,omitempty"`
+	Flags  int      `json:"flags,omitempty"` // FS_IMMUTABLE_FL, FS_APPEND_FL
+	Ctime  Time     `json:"ctime,omitzero"`  // of a directory, which was created no later, and if XattrsLack is set
 	// Absent are names in a directory that nothing had: what the disk has under them was removed, or renamed.
 	Absent [][]byte `json:"absent,omitempty"`
 
@@ -75,6 +77,7 @@ const (
 	ActUnlinked  = "unlinked"  // a name from before was removed
 	ActDisplaced = "displaced" // what was at the path is at Other
 	ActRemoved   = "removed"   // the path was a name of nothing any more: what the disk has there is at Other
+	ActDeleted   = "deleted"   // it had been deleted while it was open, and the disk still had it
 	ActBack      = "is back"   // it had been deleted: the disk still has it
 	ActUndone    = "undone"    // it was being created, or given the name, by an operation in flight
 	ActFinished  = "finished"  // it was being removed, or losing the name, by an operation in flight

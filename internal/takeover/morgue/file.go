@@ -43,6 +43,9 @@ func wireAttr(place int, f *salvage.File, partial bool) wire.Attr {
 	if len(a.Paths) == 0 && f.Mode&pagecache.ModeType == pagecache.ModeDir && f.NLink > 0 && !l.Nameless {
 		a.Paths = [][]byte{[]byte(f.Path)} // other files name it by this path
 	}
+	for _, path := range l.Former {
+		a.Former = append(a.Former, []byte(path))
+	}
 	for _, name := range l.Absent {
 		a.Absent = append(a.Absent, []byte(name))
 	}
