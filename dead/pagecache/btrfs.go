@@ -53,6 +53,10 @@ type btrfsLayout struct {
 	rootInfo, rootID, logCommit             kernel.Field
 	running, began                          kernel.Field // running_transaction, and its start_time in seconds of the monotonic clock
 	inodeFlags                              kernel.Field
+	orderedLock                             kernel.Lock
+	orderedNodes                            rbLayout
+	orderedOff, orderedLen                  kernel.Field
+	orderedErr                              error // something of btrfs_ordered_extent was not found
 	trees                                   *btrfsTrees
 }
 
@@ -73,6 +77,10 @@ func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
 	b.logging, b.changing, b.inodeFlags = i.Lock("log_mutex"), i.Lock("vfs_inode.i_rwsem"), i.Optional("flags", 4, 8)
 	// On 6.1 there is a structure around the tree, on 6.12 not.
 	b.ordered = i.First([]string{"ordered_tree.tree.rb_node", "ordered_tree.rb_node"}, 8)
+	b.orderedLock = i.Lock("ordered_tree.lock", "ordered_tree_lock")
+	o := layoutIn(k, "btrfs_ordered_extent", "btrfs")
+	b.orderedNodes, b.orderedOff, b.orderedLen = newRBLayout(o, "rb_node"), o.Field("file_offset", 8), o.Field("num_bytes", 8)
+	b.orderedErr = o.Err()
 	e := layoutIn(k, "extent_map", "btrfs")
 	b.extentSize = e.Size
 	b.extentList, b.extentGeneration = e.Field("list", 16), e.Field("generation", 8)

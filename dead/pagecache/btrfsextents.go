@@ -2,10 +2,12 @@ package pagecache
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 )
@@ -23,8 +25,8 @@ const (
 )
 
 // Mapping returns where a regular file lies, in the file system's own (logical) addresses, ascending, as the kernel had it in the tree
-// of its subvolume. What is not mapped is zeros. A stretch of which memory does not tell it, that is compressed, or that is in the
-// tree itself (Inline) has Delayed for its Disk.
+// of its subvolume. What is not mapped is zeros. A stretch of which memory does not tell it, that was being written, that is
+// compressed, or that is in the tree itself (Inline) has Delayed for its Disk.
 func (f *Btrfs) Mapping(i *Inode) ([]Mapped, error) {
 	m, err := f.mapping(i)
 	if err != nil {
@@ -74,8 +76,6 @@ func (f *Btrfs) mapping(i *Inode) (*btrfsMap, error) {
 		return nil, err
 	case l.trees.err != nil:
 		return nil, l.trees.err
-	case l.ordered.Uint(b) != 0:
-		return nil, errors.New("extents of it were being recorded when the kernel died")
 	case !l.changing.Free(b):
 		return nil, errors.New("it was being changed when the kernel died")
 	}
@@ -91,7 +91,84 @@ func (f *Btrfs) mapping(i *Inode) (*btrfsMap, error) {
 	if err == nil {
 		err = w.below(top, addr.Span{End: math.MaxInt64})
 	}
-	return w, err
+	if err != nil {
+		return nil, err
+	}
+	writing, err := f.writing(b)
+	if err != nil {
+		return nil, fmt.Errorf("ordered extents: %w", err)
+	}
+	if len(writing) > 0 {
+		w.out = replaced(w.out, writing)
+		if writing[0].Off == 0 {
+			w.inline = nil
+		}
+	}
+	return w, nil
+}
+
+// writing returns the stretches of a file that were being written, or of which the tree did not have the new place yet, ascending. own is
+// what own returned for the inode.
+func (f *Btrfs) writing(own []byte) ([]addr.Span, error) {
+	l := f.layout
+	root := l.ordered.Pointer(own)
+	switch {
+	case root == 0:
+		return nil, nil
+	case l.orderedErr != nil:
+		return nil, l.orderedErr
+	case !l.orderedLock.Free(own):
+		return nil, errors.New("they were being changed when the kernel died")
+	}
+	var out []addr.Span
+	for b, err := range f.c.inOrder(root, l.orderedNodes) {
+		if err != nil {
+			return nil, err
+		}
+		off, length := l.orderedOff.Uint(b), l.orderedLen.Uint(b)
+		if length == 0 || off > math.MaxInt64 || length > math.MaxInt64-off || len(out) > 0 && int64(off) < out[len(out)-1].End {
+			return nil, fmt.Errorf("one of %d bytes at %d", length, off)
+		}
+		out = append(out, addr.Span{Off: int64(off), End: int64(off + length)})
+	}
+	return out, nil
+}
+
+// replaced returns a mapping in which some stretches, which ascend, have Delayed for their Disk.
+func replaced(was []Mapped, stretches []addr.Span) []Mapped {
+	var out []Mapped
+	rest := stretches
+	for _, m := range was {
+		for len(rest) > 0 && rest[0].End <= m.Off {
+			rest = rest[1:]
+		}
+		for _, s := range rest {
+			if s.Off >= m.End {
+				break
+			}
+			if s.Off > m.Off {
+				out = append(out, m.cut(addr.Span{Off: m.Off, End: s.Off}))
+			}
+			m = m.cut(addr.Span{Off: min(s.End, m.End), End: m.End})
+		}
+		if m.Len() > 0 {
+			out = append(out, m)
+		}
+	}
+	for _, s := range stretches {
+		out = append(out, Mapped{Span: s, Disk: Delayed})
+	}
+	slices.SortFunc(out, func(a, b Mapped) int { return cmp.Compare(a.Off, b.Off) })
+	return out
+}
+
+// cut returns the part of an extent that is in a stretch of it.
+func (m Mapped) cut(s addr.Span) Mapped {
+	if m.Disk != Delayed {
+		m.Disk += s.Off - m.Off
+	}
+	m.Span = s
+	return m
 }
 
 // btrfsMap collects the extents of one file.

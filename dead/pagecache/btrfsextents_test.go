@@ -161,3 +161,27 @@ func TestBtrfsLeaf(t *testing.T) {
 		}
 	}
 }
+
+func TestReplaced(t *testing.T) {
+	span := func(off, end int64) addr.Span { return addr.Span{Off: off, End: end} }
+	at := func(off, end, disk int64) Mapped { return Mapped{Span: span(off, end), Disk: disk} }
+	late := func(off, end int64) Mapped { return at(off, end, Delayed) }
+	was := []Mapped{at(0, 10, 1000), at(20, 30, 2000), {Span: span(30, 40), Disk: 3000, Unwritten: true}, late(50, 60)}
+	for _, tc := range []struct {
+		stretches []addr.Span
+		want      []Mapped
+	}{
+		{nil, was},
+		{[]addr.Span{span(0, 100)}, []Mapped{late(0, 100)}},
+		{[]addr.Span{span(12, 18)}, []Mapped{was[0], late(12, 18), was[1], was[2], was[3]}},
+		{[]addr.Span{span(2, 4), span(6, 8)}, []Mapped{at(0, 2, 1000), late(2, 4), at(4, 6, 1004), late(6, 8), at(8, 10, 1008), was[1], was[2], was[3]}},
+		{[]addr.Span{span(5, 25), span(35, 55)}, []Mapped{
+			at(0, 5, 1000), late(5, 25), at(25, 30, 2005), {Span: span(30, 35), Disk: 3000, Unwritten: true}, late(35, 55), late(55, 60),
+		}},
+		{[]addr.Span{span(70, 80)}, append(slices.Clone(was), late(70, 80))},
+	} {
+		if got := replaced(was, tc.stretches); !slices.Equal(got, tc.want) {
+			t.Errorf("%v: %+v, want %+v", tc.stretches, got, tc.want)
+		}
+	}
+}

@@ -15,29 +15,20 @@ const (
 	statusHole      = 1 << 62
 )
 
-// maxStatuses bounds the nodes in the tree of one file. A red-black tree of that many
-// nodes is less than maxStatusDepth deep.
-const (
-	maxStatuses    = 1 << 20
-	maxStatusDepth = 64
-)
-
 var errStatus = errors.New("tree of extent status does not check out")
 
 type statusLayout struct {
 	before                   addr.Virt // as in infoOffsets
 	root                     kernel.Field
 	lock                     kernel.Lock
-	size                     int // of a node
-	left, right              kernel.Field
+	nodes                    rbLayout
 	first, count, blockState kernel.Field
 }
 
 func newStatusLayout(k *kernel.Kernel) (*statusLayout, error) {
 	i, e := layoutIn(k, "ext4_inode_info", "ext4"), layoutIn(k, "extent_status", "ext4")
-	l := &statusLayout{before: addr.Virt(i.Field("vfs_inode").Off), root: i.Field("i_es_tree.root.rb_node", 8), size: e.Size}
+	l := &statusLayout{before: addr.Virt(i.Field("vfs_inode").Off), root: i.Field("i_es_tree.root.rb_node", 8), nodes: newRBLayout(e, "rb_node")}
 	l.lock = i.Lock("i_es_lock")
-	l.left, l.right = e.Field("rb_node.rb_left", 8), e.Field("rb_node.rb_right", 8)
 	l.first, l.count, l.blockState = e.Field("es_lblk", 4), e.Field("es_len", 4), e.Field("es_pblk", 8)
 	return l, errors.Join(i.Err(), e.Err())
 }
@@ -70,42 +61,20 @@ func (c *Cache) zeros(s *Superblock, i *Inode) ([]addr.Span, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &statusWalk{c: c, l: l, block: int64(s.BlockSize)}
-	err = w.below(root, 0)
-	return w.out, err
-}
-
-// statusWalk goes through an extent status tree in ascending order.
-type statusWalk struct {
-	c     *Cache
-	l     *statusLayout
-	block int64  // size, in bytes
-	seen  int    // nodes
-	next  uint64 // the lowest block that may come next
-	out   []addr.Span
-}
-
-func (w *statusWalk) below(at addr.Virt, depth int) error {
-	if at == 0 {
-		return nil
+	var out []addr.Span
+	next := uint64(0) // the lowest block that may come next
+	for b, err := range c.inOrder(root, l.nodes) {
+		if err != nil {
+			return nil, err
+		}
+		first, count, state := l.first.Uint(b), l.count.Uint(b), l.blockState.Uint(b)
+		if count == 0 || first < next {
+			return nil, fmt.Errorf("%w: %d blocks at %d", errStatus, count, first)
+		}
+		next = first + count
+		if state&(statusUnwritten|statusHole) != 0 {
+			out = append(out, addr.Span{Off: int64(first) * int64(s.BlockSize), End: int64(next) * int64(s.BlockSize)})
+		}
 	}
-	if w.seen++; w.seen > maxStatuses || depth > maxStatusDepth {
-		return errStatus
-	}
-	b, err := w.c.k.Bytes(at, w.l.size)
-	if err != nil {
-		return err
-	}
-	if err := w.below(w.l.left.Pointer(b), depth+1); err != nil {
-		return err
-	}
-	first, count, state := w.l.first.Uint(b), w.l.count.Uint(b), w.l.blockState.Uint(b)
-	if count == 0 || first < w.next {
-		return fmt.Errorf("%w: %d blocks at %d", errStatus, count, first)
-	}
-	w.next = first + count
-	if state&(statusUnwritten|statusHole) != 0 {
-		w.out = append(w.out, addr.Span{Off: int64(first) * w.block, End: int64(w.next) * w.block})
-	}
-	return w.below(w.l.right.Pointer(b), depth+1)
+	return out, nil
 }

@@ -205,7 +205,7 @@ func (c *comparer) node(at string, n *script.Node, e page.Entry) {
 	if e.Nlink != n.Nlink() && c.remade == nil { // a name that was removed may be back
 		c.find(at, n, "%d links, want %d", e.Nlink, n.Nlink())
 	}
-	if !c.mtime(n, e) && !(again && n.Dir()) {
+	if !c.mtime(n, e) && !(n.Dir() && (again || c.remade != nil && c.remade.unrescued)) {
 		c.find(at, n, "mtime %d.%09d, want %d.%09d", e.Sec, e.Nsec, n.Sec, n.Nsec)
 	}
 	if what := c.xattrs(n, e); what != "" && again && c.remade.xattrs[n.Ino] {

@@ -22,7 +22,7 @@ func (c *Crashed) CompareDurable(found Tree) Comparison {
 		t := &c.Threads[i]
 		cmp := &comparer{thread: t, touched: t.touched(), found: found}
 		if c.Config.remakes() { // btrfs may count fewer links than there are names
-			cmp.remade = &remade{}
+			cmp.remade = &remade{unrescued: true}
 		}
 		t.Before.Top.Walk(threadDir(i), func(at string, n *script.Node) {
 			out.Nodes++

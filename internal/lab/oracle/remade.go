@@ -18,6 +18,8 @@ type remade struct {
 	inodes map[uint64]bool
 	paths  map[string]bool
 	xattrs map[uint64]bool // inodes of which only the extended attributes are refused
+
+	unrescued bool // the tree is without a rescue: a replay of btrfs's log gives directories in which it changes names the time of the replay
 }
 
 // remadeOf reads what a rescue refused.
