@@ -74,7 +74,7 @@ func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
 	b.lastTrans, b.loggedTrans = i.Field("last_trans", 8), i.Field("logged_trans", 8)
 	b.blocks, b.bytes = i.Field("vfs_inode.i_blocks", 8), i.Field("vfs_inode.i_bytes", 2)
 	b.modified, b.flags = i.Field("extent_tree.modified_extents", 16), i.Field("runtime_flags", 8)
-	b.logging, b.changing, b.inodeFlags = i.Lock("log_mutex"), i.Lock("vfs_inode.i_rwsem"), i.Optional("flags", 4, 8)
+	b.logging, b.changing, b.inodeFlags = i.Lock("log_mutex"), i.Lock("i_mmap_lock", "vfs_inode.i_rwsem"), i.Optional("flags", 4, 8)
 	// On 6.1 there is a structure around the tree, on 6.12 not.
 	b.ordered = i.First([]string{"ordered_tree.tree.rb_node", "ordered_tree.rb_node"}, 8)
 	b.orderedLock = i.Lock("ordered_tree.lock", "ordered_tree_lock")

@@ -77,13 +77,15 @@ func (f *Btrfs) mapping(i *Inode) (*btrfsMap, error) {
 	case l.trees.err != nil:
 		return nil, l.trees.err
 	case !l.changing.Free(b):
-		return nil, errors.New("it was being changed when the kernel died")
+		// What replaces extents by several changes of the tree (fallocate, a clone, a deduplication) holds i_mmap_lock; a write does not, and what it
+		// changes of the tree is in an ordered extent.
+		return nil, errors.New("its extents were being replaced when the kernel died")
 	}
 	at, err := f.treeOf(b)
 	if err != nil {
 		return nil, err
 	}
-	w := &btrfsMap{ino: i.Ino}
+	w := &btrfsMap{ino: i.Ino, block: f.s.BlockSize}
 	if w.btrfsBlocks, err = f.blocks(); err != nil {
 		return nil, err
 	}
@@ -175,6 +177,7 @@ func (m Mapped) cut(s addr.Span) Mapped {
 type btrfsMap struct {
 	*btrfsBlocks
 	ino      addr.Ino
+	block    uint64 // size, in bytes
 	out      []Mapped
 	inline   []byte // the file's first bytes, if they are in the tree itself
 	inlineAt uint64 // where they are, in the file system's own addresses
@@ -233,7 +236,7 @@ func (w *btrfsMap) leaf(at uint64, b []byte) error {
 		if item.key.ino != w.ino {
 			continue
 		}
-		m, plain, err := parseBtrfsExtent(item.key.off, item.data)
+		m, plain, err := parseBtrfsExtent(item.key.off, w.block, item.data)
 		if err == nil {
 			err = w.add(m)
 		}
@@ -258,9 +261,9 @@ func (w *btrfsMap) add(m Mapped) error {
 	return nil
 }
 
-// parseBtrfsExtent reads an item that says where the bytes of a file from off on are. A hole has no bytes. plain says that they are
+// parseBtrfsExtent reads an item that says where the bytes of a file from off on are; block is the size of a block. A hole has no bytes. plain says that they are
 // neither compressed nor encoded otherwise.
-func parseBtrfsExtent(off uint64, b []byte) (m Mapped, plain bool, err error) {
+func parseBtrfsExtent(off, block uint64, b []byte) (m Mapped, plain bool, err error) {
 	if len(b) < btrfsExtentHeader {
 		return m, false, fmt.Errorf("%w: an extent of %d bytes", errBtrfsBlock, len(b))
 	}
@@ -273,13 +276,16 @@ func parseBtrfsExtent(off uint64, b []byte) (m Mapped, plain bool, err error) {
 		}
 		length = u64(45)
 	}
-	if off > math.MaxInt64 || length > math.MaxInt64-off || length == 0 {
+	if block == 0 || block > MaxBlock {
+		block = MaxBlock
+	}
+	if off > math.MaxInt64-block || length > math.MaxInt64-off || length == 0 {
 		return m, false, fmt.Errorf("%w: an extent of %d bytes at %d", errBtrfsBlock, length, off)
 	}
 	m = Mapped{Span: addr.Span{Off: int64(off), End: int64(off + length)}, Disk: Delayed}
 	switch {
 	case kind == btrfsInline: // its block has no other content
-		m.End = max(m.End, m.Off+MaxBlock)
+		m.End = max(m.End, m.Off+int64(block))
 		plain = plain && uint64(len(b)-btrfsExtentHeader) == length
 	case kind != btrfsRegular && kind != btrfsPrealloc:
 		return Mapped{}, false, fmt.Errorf("%w: an extent of type %d", errBtrfsBlock, kind)

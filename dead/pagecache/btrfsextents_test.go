@@ -34,7 +34,7 @@ func set(b []byte, at int, value byte) []byte {
 }
 
 func TestParseBtrfsExtent(t *testing.T) {
-	const at, length = 8 << 10, 16 << 10
+	const at, length, block = 8 << 10, 16 << 10, 4 << 10
 	span := addr.Span{Off: at, End: at + length}
 	regular := btrfsExtentOf(btrfsRegular, 1<<20, 4096, length)
 	for name, tc := range map[string]struct {
@@ -49,10 +49,10 @@ func TestParseBtrfsExtent(t *testing.T) {
 		"compressed":    {b: set(regular, 16, 3), want: Mapped{Span: span, Disk: Delayed}},
 		"encrypted":     {b: set(regular, 17, 1), want: Mapped{Span: span, Disk: Delayed}},
 		"encoded":       {b: set(regular, 19, 1), want: Mapped{Span: span, Disk: Delayed}},
-		"inline":        {b: inlineOf("content"), want: Mapped{Span: addr.Span{Off: at, End: at + MaxBlock}, Disk: Delayed}, plain: true},
-		"inline, short": {b: inlineOf("content")[:25], want: Mapped{Span: addr.Span{Off: at, End: at + MaxBlock}, Disk: Delayed}},
+		"inline":        {b: inlineOf("content"), want: Mapped{Span: addr.Span{Off: at, End: at + block}, Disk: Delayed}, plain: true},
+		"inline, short": {b: inlineOf("content")[:25], want: Mapped{Span: addr.Span{Off: at, End: at + block}, Disk: Delayed}},
 		"inline, compressed": {
-			b: set(inlineOf("content"), 16, 1), want: Mapped{Span: addr.Span{Off: at, End: at + MaxBlock}, Disk: Delayed},
+			b: set(inlineOf("content"), 16, 1), want: Mapped{Span: addr.Span{Off: at, End: at + block}, Disk: Delayed},
 		},
 		"another type":    {b: set(regular, 20, 3), bad: true},
 		"short":           {b: regular[:btrfsExtentSize-1], bad: true},
@@ -63,12 +63,15 @@ func TestParseBtrfsExtent(t *testing.T) {
 		"on no disk":      {b: btrfsExtentOf(btrfsRegular, 1<<63, 0, length), bad: true},
 		"behind any disk": {b: btrfsExtentOf(btrfsRegular, 1<<20, 1<<63, length), bad: true},
 	} {
-		got, plain, err := parseBtrfsExtent(at, tc.b)
+		got, plain, err := parseBtrfsExtent(at, block, tc.b)
 		if (err != nil) != tc.bad || err == nil && (got != tc.want || plain != tc.plain) {
 			t.Errorf("%s: %+v, plain %v, %v", name, got, plain, err)
 		}
 	}
-	if _, _, err := parseBtrfsExtent(1<<63, regular); err == nil {
+	if got, _, _ := parseBtrfsExtent(0, 0, inlineOf("content")); got.End != MaxBlock {
+		t.Errorf("a block of unknown size ends at %d", got.End)
+	}
+	if _, _, err := parseBtrfsExtent(1<<63, block, regular); err == nil {
 		t.Error("an extent at 1 << 63 of a file is none")
 	}
 }
