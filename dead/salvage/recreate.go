@@ -141,9 +141,13 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 			w.p.Deleted++
 			return nil
 		}
-		f.Metadata.Former = w.paths.Former(i)
-		w.p.Files = append(w.p.Files, f)
-		return nil
+		// The VFS takes a name away after the file system is done (fs/namei.c, vfs_unlink, vfs_rename): what still has one was just being
+		// deleted, or something else was being renamed over it, and that has its old name.
+		if f.NLink = uint32(len(w.paths.All(i))); f.NLink == 0 {
+			f.Metadata.Former = w.paths.Former(i)
+			w.p.Files = append(w.p.Files, f)
+			return nil
+		}
 	}
 	if committed && !i.Regular() {
 		return nil
