@@ -147,9 +147,13 @@ sync
 echo more >>/mnt/dir/same
 setfattr -n user.old -v "$(printf '%%0150d' 7)" /mnt/dir/old
 setfattr -n security.selinux -v label /mnt/dir/old
+for n in $(seq 30); do setfattr -n user.many$n -v "$(printf '%%0180d' $n)" /mnt/dir/same; done
 setfattr -x user.gone /mnt/dir/gone
 setfattr -x system.posix_acl_access /mnt/dir/less
 chmod 600 /mnt/dir/less
+echo long >/mnt/dir/long
+setfattr -n security.NTACL -v "$(printf '%%0400d' 7)" /mnt/dir/long
+setfattr -n user.DOSATTRIB -v "$(printf '%%0080d' 7)" /mnt/dir/long
 for f in acl none; do echo $f >/mnt/dir/$f; chmod 770 /mnt/dir/$f; done
 setfattr -n system.posix_acl_access -v $acl /mnt/dir/acl
 mkdir /mnt/shared/made

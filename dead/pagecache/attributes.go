@@ -60,6 +60,60 @@ func parseXFSAttributes(b []byte) ([]Attribute, error) {
 	return out, nil
 }
 
+// Magic numbers of blocks with attributes of XFS (fs/xfs/libxfs/xfs_da_format.h, XFS_ATTR3_LEAF_MAGIC, XFS_DA3_NODE_MAGIC).
+const (
+	xfsLeafMagic = 0x3bee
+	xfsNodeMagic = 0x3ebe
+)
+
+// xfsAttrLocal says that an attribute has its value beside its name (XFS_ATTR_LOCAL).
+const xfsAttrLocal = 0x01
+
+// parseXFSLeaf reads the attributes in a block of XFS, which must say that it is at a sector, and of an inode
+// (fs/xfs/libxfs/xfs_da_format.h, struct xfs_attr3_leafblock, xfs_attr_leaf_entry and xfs_attr_leaf_name_local). A block above the
+// leaves has none.
+func parseXFSLeaf(b []byte, sector, ino uint64) ([]Attribute, error) {
+	const header, entry, name = 80, 8, 3
+	if len(b) < header || binary.BigEndian.Uint64(b[16:]) != sector || binary.BigEndian.Uint64(b[48:]) != ino {
+		return nil, fmt.Errorf("%w: the block at sector %d is another's, or has only a value", errAttribute, sector)
+	}
+	switch magic := binary.BigEndian.Uint16(b[8:]); magic {
+	case xfsNodeMagic:
+		return nil, nil
+	case xfsLeafMagic:
+	default:
+		return nil, fmt.Errorf("%w: a block of type %#x", errAttribute, magic)
+	}
+	count := int(binary.BigEndian.Uint16(b[56:]))
+	if count > (len(b)-header)/entry {
+		return nil, fmt.Errorf("%w: %d in a block", errAttribute, count)
+	}
+	var out []Attribute
+	for n := range count {
+		e := b[header+n*entry:]
+		at, flags := int(binary.BigEndian.Uint16(e[4:])), e[6]
+		if flags&(xfsAttrParent|xfsAttrIncomplete) != 0 {
+			continue
+		}
+		if flags&xfsAttrLocal == 0 {
+			return nil, errors.New("the value of one has blocks of its own")
+		}
+		if at < header+count*entry || at+name > len(b) {
+			return nil, fmt.Errorf("%w: a name at %d", errAttribute, at)
+		}
+		value, length := int(binary.BigEndian.Uint16(b[at:])), int(b[at+2])
+		if at += name; length == 0 || at+length+value > len(b) {
+			return nil, fmt.Errorf("%w: a name of %d bytes and a value of %d at %d", errAttribute, length, value, at)
+		}
+		a, err := Attribute{string(b[at:][:length]), b[at+length:][:value]}.ofXFS(flags)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
 // ofXFS is an attribute of XFS as programs have it. Its name is without a namespace, and an ACL is the trusted attribute
 // SGI_ACL_FILE or SGI_ACL_DEFAULT (fs/xfs/xfs_acl.h, xfs_acl.c).
 func (a Attribute) ofXFS(flags byte) (Attribute, error) {

@@ -108,6 +108,70 @@ func TestParseXFSAttributes(t *testing.T) {
 	}
 }
 
+// leafEntry is an attribute in a block of XFS.
+type leafEntry struct {
+	flags       byte
+	name, value string
+}
+
+// xfsLeaf makes a block of XFS with attributes of an inode.
+func xfsLeaf(sector, ino uint64, entries ...leafEntry) []byte {
+	b := make([]byte, 1024)
+	binary.BigEndian.PutUint16(b[8:], xfsLeafMagic)
+	binary.BigEndian.PutUint64(b[16:], sector)
+	binary.BigEndian.PutUint64(b[48:], ino)
+	binary.BigEndian.PutUint16(b[56:], uint16(len(entries)))
+	end := len(b)
+	for n, e := range entries {
+		end -= 3 + len(e.name) + len(e.value)
+		binary.BigEndian.PutUint16(b[80+8*n+4:], uint16(end))
+		b[80+8*n+6] = e.flags
+		binary.BigEndian.PutUint16(b[end:], uint16(len(e.value)))
+		b[end+2] = byte(len(e.name))
+		copy(b[end+3:], e.name+e.value)
+	}
+	return b
+}
+
+func TestParseXFSLeaf(t *testing.T) {
+	const sector, ino = 7 << 20, 131
+	local := byte(xfsAttrLocal)
+	b := xfsLeaf(sector, ino, leafEntry{local, "a", "1"}, leafEntry{local | xfsAttrSecure, "NTACL", strings.Repeat("n", 400)},
+		leafEntry{local | xfsAttrRoot, "SGI_ACL_FILE", xfsACL}, leafEntry{local | xfsAttrIncomplete, "half", "x"}, leafEntry{xfsAttrIncomplete, "half, of blocks", ""}, leafEntry{local, "empty", ""})
+	got, err := parseXFSLeaf(b, sector, ino)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := byName(t, got); !maps.Equal(got, map[string]string{"user.a": "1", "security.NTACL": strings.Repeat("n", 400), accessACL: programsACL, "user.empty": ""}) {
+		t.Errorf("got %q", got)
+	}
+	node := xfsLeaf(sector, ino)
+	binary.BigEndian.PutUint16(node[8:], xfsNodeMagic)
+	if got, err := parseXFSLeaf(node, sector, ino); err != nil || got != nil {
+		t.Errorf("a node: %v, %v", got, err)
+	}
+	one := xfsLeaf(sector, ino, leafEntry{local, "name", "value"})
+	end := len(one) - 3 - len("name") - len("value")
+	for name, b := range map[string][]byte{
+		"nothing":                 nil,
+		"no header":               one[:79],
+		"of another inode":        xfsLeaf(sector, ino+1),
+		"of another place":        xfsLeaf(sector+1, ino),
+		"another type":            set(one, 9, 0),
+		"too many":                set(one, 56, 0xff),
+		"a name among the others": set(set(one, 84, 0), 85, 87),
+		"a name at the end":       set(set(one, 84, 3), 85, 0xfe),
+		"a name behind the end":   set(one, end+2, 10),
+		"no name":                 set(one, end+2, 0),
+		"a value behind the end":  set(one, end+1, 6),
+		"a value elsewhere":       xfsLeaf(sector, ino, leafEntry{0, "large", ""}),
+	} {
+		if got, err := parseXFSLeaf(b, sector, ino); err == nil {
+			t.Errorf("%s: no error, but %v", name, got)
+		}
+	}
+}
+
 func TestParseBtrfsAttributes(t *testing.T) {
 	item := append(dirItem("user.a", "1"), dirItem("system.posix_acl_access", programsACL)...)
 	got, err := parseBtrfsAttributes(append(item, dirItem("user.empty", "")...))
@@ -151,11 +215,15 @@ func FuzzAttributes(f *testing.F) {
 	f.Add(sfOf(sfEntry{0, "a", "1"}, sfEntry{xfsAttrRoot, "SGI_ACL_FILE", xfsACL}), true)
 	f.Add(append(dirItem("user.a", "1"), dirItem("user.b", "2")...), false)
 	f.Add(extentLeaf(300, nil), false)
+	f.Add(xfsLeaf(8, 131, leafEntry{xfsAttrLocal, "a", "1"}, leafEntry{xfsAttrLocal | xfsAttrRoot, "SGI_ACL_FILE", xfsACL}), true)
 	f.Fuzz(func(t *testing.T, b []byte, xfs bool) {
 		was := bytes.Clone(b)
 		list, err := parseBtrfsAttributes(b)
 		if xfs {
 			list, err = parseXFSAttributes(b)
+			if len(b) >= 56 {
+				list, err = parseXFSLeaf(b, binary.BigEndian.Uint64(b[16:]), binary.BigEndian.Uint64(b[48:]))
+			}
 		}
 		if err == nil {
 			n := 0

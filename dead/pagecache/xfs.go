@@ -20,30 +20,34 @@ type XFS struct {
 	blockLog          uint // log2 of the size of a block, in bytes
 	agBlocks, agShift uint64
 	internal          []uint64 // the file system's own inodes
+
+	buffers    map[int64]xfsBuffer // by place on the device; nil until one is asked for
+	buffersErr error
 }
 
 // xfsLayout is what is read of the structures of xfs (fs/xfs/xfs_mount.h,
 // xfs_log_priv.h, xfs_inode.h, xfs_inode_item.h, libxfs/xfs_inode_fork.h).
 type xfsLayout struct {
-	mountSize                                                int
-	log, super, agBlocks, agLog, blockLog                    kernel.Field
-	internal                                                 []kernel.Field
-	groups                                                   kernel.Field // of allocation groups, by number
-	groupInodes, groupMount                                  kernel.Field // in xfs_perag
-	groupErr                                                 error
-	logSize                                                  int
-	iclogs, iclogCount, mount, cycle, block, lastBlock       kernel.Field
-	iclogSize                                                int
-	next, header, state                                      kernel.Field
-	pending                                                  []uint64 // states of log buffers that may not be on the disk
-	inodeSize                                                int
-	inode, inodeMount, item, pins                            kernel.Field
-	lock                                                     kernel.Lock
-	forkBytes, forkHeight, forkRoot, forkExtents, forkFormat kernel.Field
-	attrs                                                    xfsAttrFork
-	itemSize                                                 int
-	itemInode, itemDirty, itemFields                         kernel.Field
-	itemFsync, itemDatasync                                  kernel.Field // 6.1 and 6.12 have the first, 7.2 the second
+	mountSize                                          int
+	log, super, agBlocks, agLog, blockLog              kernel.Field
+	internal                                           []kernel.Field
+	groups                                             kernel.Field // of allocation groups, by number
+	groupInodes, groupMount                            kernel.Field // in xfs_perag
+	groupErr                                           error
+	logSize                                            int
+	iclogs, iclogCount, mount, cycle, block, lastBlock kernel.Field
+	iclogSize                                          int
+	next, header, state                                kernel.Field
+	pending                                            []uint64 // states of log buffers that may not be on the disk
+	inodeSize                                          int
+	inode, inodeMount, item, pins                      kernel.Field
+	lock                                               kernel.Lock
+	fork                                               xfsForkLayout
+	data, attrs, attrsAt                               kernel.Field // forks in xfs_inode: i_df, i_af, and before 6.0 (commit 2ed5b09b3e8f) a pointer, i_afp
+	buffers                                            xfsBufferLayout
+	itemSize                                           int
+	itemInode, itemDirty, itemFields                   kernel.Field
+	itemFsync, itemDatasync                            kernel.Field // 6.1 and 6.12 have the first, 7.2 the second
 }
 
 func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
@@ -81,17 +85,39 @@ func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
 	x.pins = i.Field("i_pincount.counter", 4)
 	// On 6.1 the semaphore is inside a structure, on 6.12 it is not.
 	x.lock = i.Lock("i_lock.mr_lock", "i_lock")
-	x.forkBytes = i.Field("i_df.if_bytes", 4, 8)
-	x.forkHeight, x.forkFormat = i.Field("i_df.if_height", 4), i.Field("i_df.if_format", 1)
-	x.forkExtents = i.Field("i_df.if_nextents", 4, 8)
-	// On 6.1 in a named union, on 6.12 in an anonymous one.
-	x.forkRoot = i.First([]string{"i_df.if_u1.if_root", "i_df.if_data"}, 8)
-	x.attrs = newXFSAttrFork(k)
+	f := layoutIn(k, "xfs_ifork", "xfs")
+	x.fork = newXFSForkLayout(f)
+	x.data, x.attrs, x.attrsAt = i.Field("i_df", f.Size), i.Optional("i_af", f.Size), i.Optional("i_afp", 8)
+	x.buffers = newXFSBufferLayout(k)
 	t := layoutIn(k, "xfs_inode_log_item", "xfs")
 	x.itemSize = t.Size
 	x.itemInode, x.itemDirty, x.itemFields = t.Field("ili_inode", 8), t.Field("ili_dirty_flags", 4), t.Field("ili_fields", 4)
 	x.itemFsync, x.itemDatasync = t.Optional("ili_fsync_fields", 4), t.Optional("ili_datasync_seq", 8)
-	return x, errors.Join(m.Err(), l.Err(), c.Err(), i.Err(), t.Err())
+	return x, errors.Join(m.Err(), l.Err(), c.Err(), i.Err(), f.Err(), t.Err())
+}
+
+// xfsForkLayout is what is read of a fork of an inode (libxfs/xfs_inode_fork.h, struct xfs_ifork).
+type xfsForkLayout struct {
+	size                                 int
+	bytes, height, root, extents, format kernel.Field
+}
+
+func newXFSForkLayout(f *kernel.Layout) xfsForkLayout {
+	return xfsForkLayout{
+		size: f.Size, bytes: f.Field("if_bytes", 4, 8), height: f.Field("if_height", 4), extents: f.Field("if_nextents", 4, 8), format: f.Field("if_format", 1),
+		// On 6.1 in a named union, on 6.12 in an anonymous one.
+		root: f.First([]string{"if_u1.if_root", "if_data"}, 8),
+	}
+}
+
+// xfsFork is a fork of an inode.
+type xfsFork struct {
+	format, bytes, height, extents uint64
+	at                             addr.Virt // of its content, or of the tree of its extents
+}
+
+func (l *xfsForkLayout) read(b []byte) xfsFork {
+	return xfsFork{l.format.Uint(b), l.bytes.Uint(b), l.height.Uint(b), l.extents.Uint(b), l.root.Pointer(b)}
 }
 
 // iclogStates returns the states of a log buffer that was closed and is not known to

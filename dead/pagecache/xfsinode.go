@@ -75,7 +75,7 @@ func (x *XFS) Kept(i *Inode) (bool, error) {
 	}
 	l := x.layout
 	item, err := x.logItem(i, b)
-	if err != nil || item == nil || l.itemFields.Uint(item)&^xfsNotExtents != 0 || l.forkFormat.Uint(b) != xfsFormatExtents {
+	if err != nil || item == nil || l.itemFields.Uint(item)&^xfsNotExtents != 0 || l.fork.read(l.data.Bytes(b)).format != xfsFormatExtents {
 		return false, err
 	}
 	mapped, err := x.Mapping(i)
@@ -112,32 +112,33 @@ func (x *XFS) Mapping(i *Inode) ([]Mapped, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := x.layout
-	height, root := l.forkHeight.Uint(b), l.forkRoot.Pointer(b)
-	count := l.forkExtents.Uint(b)
-	format := l.forkFormat.Uint(b)
-	switch {
-	case !l.lock.Free(b):
-		err = errors.New("its extent tree was mid-update when the kernel died")
-	case format != xfsFormatExtents && format != xfsFormatTree:
-		err = fmt.Errorf("its format is %d", format)
-	case height == 0 && count > 0:
-		err = errors.New("its extents were not read")
-	case height > maxIextHeight:
-		err = fmt.Errorf("its tree is %d high", height)
-	case height > 0:
-		w := &iextWalk{x: x, left: maxExtents, records: iextRecords}
-		if height == 1 {
-			w.records = min(iextRecords, l.forkBytes.Uint(b)/iextRecord)
-		}
-		if err = w.node(root, height); err == nil {
-			return w.out, nil
-		}
-	}
+	out, err := x.extents(b, x.layout.fork.read(x.layout.data.Bytes(b)))
 	if err != nil {
 		return nil, fmt.Errorf("map inode %d: %w: %w", i.Ino, ErrMapping, err)
 	}
-	return nil, nil
+	return out, nil
+}
+
+// extents returns where a fork of an inode lies on its device, ascending. own is what own returned for the inode.
+func (x *XFS) extents(own []byte, f xfsFork) ([]Mapped, error) {
+	switch {
+	case !x.layout.lock.Free(own):
+		return nil, errors.New("its extent tree was mid-update when the kernel died")
+	case f.format != xfsFormatExtents && f.format != xfsFormatTree:
+		return nil, fmt.Errorf("its format is %d", f.format)
+	case f.height == 0 && f.extents > 0:
+		return nil, errors.New("its extents were not read")
+	case f.height > maxIextHeight:
+		return nil, fmt.Errorf("its tree is %d high", f.height)
+	case f.height == 0:
+		return nil, nil
+	}
+	w := &iextWalk{x: x, left: maxExtents, records: iextRecords}
+	if f.height == 1 {
+		w.records = min(iextRecords, f.bytes/iextRecord)
+	}
+	err := w.node(f.at, f.height)
+	return w.out, err
 }
 
 // iextWalk collects the records of one tree.
@@ -236,15 +237,15 @@ func (x *XFS) Link(i *Inode) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	l := x.layout
-	format, size := l.forkFormat.Uint(b), int64(l.forkBytes.Uint(b))
+	f := x.layout.fork.read(x.layout.data.Bytes(b))
+	size := int64(f.bytes)
 	switch {
-	case format != xfsFormatLocal:
-		return "", fmt.Errorf("read link of inode %d: it is not in the inode: format %d", i.Ino, format)
+	case f.format != xfsFormatLocal:
+		return "", fmt.Errorf("read link of inode %d: it is not in the inode: format %d", i.Ino, f.format)
 	case size < 1 || size > maxLink || i.Size < 1 || i.Size > size:
 		return "", fmt.Errorf("read link of inode %d: its size is %d bytes, but if_bytes is %d", i.Ino, i.Size, size)
 	}
-	target, err := x.c.k.Bytes(l.forkRoot.Pointer(b), int(i.Size))
+	target, err := x.c.k.Bytes(f.at, int(i.Size))
 	if err != nil {
 		return "", fmt.Errorf("read link of inode %d: %w", i.Ino, err)
 	}
