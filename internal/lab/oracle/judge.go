@@ -63,6 +63,8 @@ type Result struct {
 	Replayed string        `json:"again,omitempty"`      // the command that does it again
 	RescueMS int64         `json:"rescue_ms"`            // how long the rescue took
 	PlainBad string        `json:"fsck_plain,omitempty"` // as Fsck, without a rescue
+	// Unmountable is why the kernel that died cannot mount the disk without a rescue, if the rescue is exact: then nothing is compared without it.
+	Unmountable string `json:"unmountable,omitempty"`
 }
 
 // Options are how cases are carried out.
@@ -234,6 +236,10 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 		// fsync(2) promises little there: an inode is written only if something other
 		// than ext4 itself marked it (ext4_fsync_nojournal, I_DIRTY_ALL), so an inode
 		// that was only created or chmoded is not.
+		r.Plain.Findings = nil
+	}
+	if refuse := trees[0].Error; refuse != "" && r.Tree != nil && len(r.Tree.Findings) == 0 && r.Fsck == "" && r.Rescue != nil && r.Rescue.Exit == 0 {
+		r.Unmountable, _, _ = strings.Cut(refuse, "; the kernel said")
 		r.Plain.Findings = nil
 	}
 	r.Verdict = verdict(r)

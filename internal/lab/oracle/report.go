@@ -95,6 +95,9 @@ func (r Result) String() string {
 	if r.Verdict == Refused {
 		fmt.Fprintf(&b, ": %s", strings.TrimSpace(r.Rescue.Said))
 	}
+	if r.Unmountable != "" {
+		fmt.Fprintf(&b, "; without a rescue: %s", r.Unmountable)
+	}
 	if r.Verdict.Good() {
 		return b.String()
 	}

@@ -28,6 +28,7 @@ thread had begun and not reported may be absent, done, or, for a write, done in 
 
 In each case a copy of the disk is mounted without any rescue, too, and what was fsynced must be there; but not without a journal:
 there fsync itself does not write an inode that only ext4 marked as changed (ext4_fsync_nojournal in the kernel's fs/ext4/fsync.c).
+Where the kernel cannot even mount that copy, and the rescue is exact, the case is named at the end.
 e2fsck looks at that copy, too: what it finds there is the kernel's own recovery.
 
 `
@@ -294,11 +295,11 @@ func firstReason(check string) string {
 func failures(b *strings.Builder, results []Result) {
 	first := true
 	for _, r := range results {
-		if r.Verdict == Exact || r.Verdict == Plain {
+		if (r.Verdict == Exact || r.Verdict == Plain) && r.Unmountable == "" {
 			continue
 		}
 		if first {
-			b.WriteString("\n## What was not exact\n\n")
+			b.WriteString("\n## What was not exact, or cannot be mounted without a rescue\n\n")
 			first = false
 		}
 		why := r.Error
@@ -307,6 +308,9 @@ func failures(b *strings.Builder, results []Result) {
 		}
 		if r.Tree != nil && len(r.Tree.Findings) > 0 {
 			why = fmt.Sprintf("%d findings: %v. %s", len(r.Tree.Findings), r.Tree.Findings[0], why)
+		}
+		if r.Unmountable != "" {
+			why = "Without a rescue: " + r.Unmountable
 		}
 		why, _, _ = strings.Cut(strings.TrimSpace(why), "\n")
 		what := string(r.Crash)
