@@ -84,6 +84,7 @@ func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, d
 		restore.deleteDirectories()
 		restore.endDirectories()
 		restore.lock()
+		restore.reportXattrs()
 		return nil
 	})
 }
@@ -276,7 +277,7 @@ func (r *restorer) madeBefore(l *unlogged, dir int) (bool, error) {
 		return false, fmt.Errorf("stat: %w", err)
 	}
 	t := timesOf(l.file)
-	same := st.Mode == l.attr.Mode && st.Uid == l.attr.UID && st.Gid == l.attr.GID && st.Size == l.file.Size && st.Mtim == t[1]
+	same := st.Mode == l.kind()|l.mode() && st.Uid == l.attr.UID && st.Gid == l.attr.GID && st.Size == l.file.Size && st.Mtim == t[1]
 	if !same || st.Nlink != 1 || len(l.attr.Paths) != 1 || l.attr.Flags != 0 || r.known[idOf(&st)] != nil {
 		return false, nil
 	}

@@ -30,9 +30,7 @@ func (r *restorer) special(l *unlogged) error {
 			return fmt.Errorf("set permissions: %w", err)
 		}
 	}
-	if err := setXattrs(at, l.attr); err != nil {
-		return err
-	}
+	l.setXattrs(at)
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, at, timesOf(l.file), 0); err != nil {
 		return fmt.Errorf("set times: %w", err)
 	}

@@ -24,9 +24,10 @@ type unlogged struct {
 	// died is when the dead kernel ended: what was changed later is left alone.
 	died time.Time
 
-	flags   *int // inode flags to be set in the end
-	missing bool // it was not on the disk
-	changed bool // it was changed after the crash
+	flags   *int  // inode flags to be set in the end
+	lacks   error // what could not be done of its extended attributes
+	missing bool  // it was not on the disk
+	changed bool  // it was changed after the crash
 	failed  bool
 	ready   bool // its content has been prepared for the runs
 }
@@ -163,7 +164,8 @@ func (l *unlogged) ownFD(fd int) error {
 	if err := unix.Fchmod(fd, l.mode()); err != nil {
 		return fmt.Errorf("set permissions: %w", err)
 	}
-	return setXattrs(procPath(fd), l.attr)
+	l.setXattrs(procPath(fd))
+	return nil
 }
 
 func timesOf(f *wire.File) []unix.Timespec {

@@ -15,7 +15,7 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-const accessACL, defaultACL = "system.posix_acl_access", "system.posix_acl_default"
+const defaultACL = "system.posix_acl_default"
 
 // aclOf is an ACL: the owner, user 1000 and the mask may do all, the group and others nothing.
 func aclOf() string {
@@ -123,6 +123,37 @@ func TestRestoreXattrs(t *testing.T) {
 		var st unix.Stat_t
 		if err := unix.Lstat(s.path(name), &st); err != nil || st.Mode != modes[name] {
 			t.Errorf("%s: mode %o, %v, want %o", name, st.Mode, err, modes[name])
+		}
+	}
+}
+
+// TestRestoreXattrsFailing checks that an extended attribute that cannot be set is reported, and costs nothing else.
+func TestRestoreXattrsFailing(t *testing.T) {
+	s := newScene(t)
+	s.onDisk("old", "")
+	bad := map[string]string{"user.a": "1", "system.posix_acl_default": aclOf(), accessACL: "no ACL", "no.such": "2"} // a file has no default ACL
+	for _, name := range []string{"old", "new"} {
+		now := ""
+		if name == "old" {
+			now = name
+		}
+		hadXattrs(s.was(now, unix.S_IFREG|0o770, 0, 100, name), bad)
+	}
+	r := s.restore(time.Time{})
+	if len(r.Failures) != 2 || r.Files != 2 {
+		t.Errorf("%d files, failures %+v", r.Files, r.Failures)
+	}
+	for _, f := range r.Failures {
+		if !strings.HasPrefix(f.Reason, "its extended attributes are not") || strings.Count(f.Reason, "set ") != 3 {
+			t.Errorf("%+v", f)
+		}
+	}
+	for _, name := range []string{"old", "new"} {
+		s.has(name, 0, 100)
+		s.hasXattrs(name, map[string]string{"user.a": "1"})
+		var st unix.Stat_t
+		if err := unix.Lstat(s.path(name), &st); err != nil || st.Mode != unix.S_IFREG|0o700 || st.Mtim.Sec != 1e9 {
+			t.Errorf("%s: mode %o, %v", name, st.Mode, err)
 		}
 	}
 }
