@@ -3,6 +3,7 @@ package pagecache
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"understudy.dev/understudy/dead/kernel"
 )
@@ -16,27 +17,42 @@ const maxXFSAttributes = 64 << 20
 // Attributes returns the extended attributes of an inode, in no particular order. The error is an ErrAttributes if they are not all
 // in memory, or were being changed.
 func (x *XFS) Attributes(i *Inode) ([]Attribute, error) {
-	out, err := x.attributes(i)
+	own, err := x.own(i)
+	if err == nil && !x.layout.lock.Free(own) {
+		err = errors.New("it was being changed when the kernel died")
+	}
+	var out []Attribute
+	if err == nil {
+		out, err = x.attributes(own, i)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("attributes of inode %d: %w: %w", i.Ino, ErrAttributes, err)
 	}
 	return out, nil
 }
 
-func (x *XFS) attributes(i *Inode) ([]Attribute, error) {
+// MayHaveACL reports whether an inode has an ACL beside its mode, or may have one. Unlike with Attributes, the inode may have been
+// changing: few changes are of an ACL.
+func (x *XFS) MayHaveACL(i *Inode) bool {
+	if !i.ACL {
+		return false
+	}
 	own, err := x.own(i)
-	if err != nil {
-		return nil, err
+	var all []Attribute
+	if err == nil {
+		all, err = x.attributes(own, i)
 	}
-	if !x.layout.lock.Free(own) {
-		return nil, errors.New("it was being changed when the kernel died")
-	}
+	return err != nil || slices.ContainsFunc(all, func(a Attribute) bool { return a.Name == accessACL })
+}
+
+// attributes returns the attributes of an inode, for which own returned own.
+func (x *XFS) attributes(own []byte, i *Inode) ([]Attribute, error) {
 	f, err := x.attrFork(own)
 	switch {
 	case err != nil || f.format == xfsFormatExtents && f.extents == 0:
 		return nil, err
 	case f.format != xfsFormatLocal:
-		return x.attributeBlocks(own, f, uint64(i.Ino))
+		return x.attributeBlocks(f, uint64(i.Ino))
 	case f.bytes > maxXFSLocal:
 		return nil, fmt.Errorf("%w: %d bytes in the inode", errAttribute, f.bytes)
 	}
@@ -69,8 +85,8 @@ func (x *XFS) attrFork(own []byte) (xfsFork, error) {
 
 // attributeBlocks returns the attributes in blocks of their own, which are the leaves of a tree (libxfs/xfs_da_btree.c). All blocks of the
 // fork are read, in whatever order the tree has them.
-func (x *XFS) attributeBlocks(own []byte, f xfsFork, ino uint64) ([]Attribute, error) {
-	mapped, err := x.extents(own, f)
+func (x *XFS) attributeBlocks(f xfsFork, ino uint64) ([]Attribute, error) {
+	mapped, err := x.extents(f)
 	if err != nil {
 		return nil, err
 	}

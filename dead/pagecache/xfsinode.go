@@ -112,18 +112,21 @@ func (x *XFS) Mapping(i *Inode) ([]Mapped, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := x.extents(b, x.layout.fork.read(x.layout.data.Bytes(b)))
+	var out []Mapped
+	if !x.layout.lock.Free(b) {
+		err = errors.New("its extent tree was mid-update when the kernel died")
+	} else {
+		out, err = x.extents(x.layout.fork.read(x.layout.data.Bytes(b)))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("map inode %d: %w: %w", i.Ino, ErrMapping, err)
 	}
 	return out, nil
 }
 
-// extents returns where a fork of an inode lies on its device, ascending. own is what own returned for the inode.
-func (x *XFS) extents(own []byte, f xfsFork) ([]Mapped, error) {
+// extents returns where a fork of an inode lies on its device, ascending.
+func (x *XFS) extents(f xfsFork) ([]Mapped, error) {
 	switch {
-	case !x.layout.lock.Free(own):
-		return nil, errors.New("its extent tree was mid-update when the kernel died")
 	case f.format != xfsFormatExtents && f.format != xfsFormatTree:
 		return nil, fmt.Errorf("its format is %d", f.format)
 	case f.height == 0 && f.extents > 0:

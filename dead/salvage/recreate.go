@@ -28,7 +28,7 @@ type Metadata struct {
 	// Attributes are the extended attributes; nil if memory does not have them all. With AttributesKept, the disk has them.
 	Attributes     *[]pagecache.Attribute
 	AttributesKept bool
-	ACL            bool // it has an ACL, or may have one
+	ACL            bool // it may have an ACL, without Attributes
 	// The content that is not in the runs: zeros, bytes that are mapped to the disk, and bytes
 	// that are neither in memory nor known to be on the disk. All three are ascending.
 	Zeros   []addr.Span
@@ -164,7 +164,7 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 			f.Metadata.Absent = w.paths.Absent(i)
 			w.absent += len(f.Metadata.Absent)
 		}
-		f.Metadata.Device, f.Metadata.ACL = i.Device, i.ACL
+		f.Metadata.Device = i.Device
 		w.attributes(i, f.Metadata)
 		if kind == pagecache.ModeLink {
 			f.Metadata.Target = w.target(i)
@@ -210,7 +210,10 @@ func (w *diskWalk) attributes(i *pagecache.Inode, l *Metadata) {
 	} else {
 		all, l.AttributesKept, err = w.attrs.Of(i)
 	}
-	if err == nil && !l.AttributesKept {
+	switch {
+	case err != nil:
+		l.ACL = i.ACL && (w.xfs == nil || w.xfs.MayHaveACL(i))
+	case !l.AttributesKept:
 		l.Attributes = &all
 	}
 }
