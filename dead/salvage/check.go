@@ -31,7 +31,7 @@ func (e *DiskError) Unwrap() error { return ErrDiskChanged }
 // repaired or wrote to it since, that it is not another copy of that disk, and that the
 // kernel did not go on after its memory was taken. Offset 0 of the disk must be the start
 // of the file system; its size is compared if the disk has a Seek. An error that wraps
-// ErrDiskChanged means that the plan must not be carried out.
+// ErrDiskChanged means that the plan must not be carried out. What a plan for XFS needs of the disk's content is then read.
 //
 // Changes that leave no trace in metadata are not detected: those of a kernel that went on,
 // and overwrote blocks of files in place, within a commit interval of its death.
@@ -39,7 +39,11 @@ func (p *Plan) Check(disk io.ReaderAt) error {
 	if err := p.checkSuper(disk); err != nil {
 		return err
 	}
-	return p.checkSize(disk)
+	if err := p.checkSize(disk); err != nil {
+		return err
+	}
+	p.fetch(disk)
+	return nil
 }
 
 func (p *Plan) checkSuper(disk io.ReaderAt) error {

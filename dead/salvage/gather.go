@@ -42,7 +42,7 @@ func (p *Plan) cut(w, workers int) int64 {
 }
 
 // gather fills the staging area from lo to hi.
-func (p *Plan) gather(dst []byte, lo, hi int64) error {
+func (p *Plan) gather(dst []byte, lo, hi int64) (err error) {
 	first := sort.Search(len(p.segments), func(i int) bool {
 		s := &p.segments[i]
 		return s.staged+s.n+s.pad > lo
@@ -51,8 +51,10 @@ func (p *Plan) gather(dst []byte, lo, hi int64) error {
 		s := &p.segments[i]
 		end := s.staged + s.n
 		if from, to := max(s.staged, lo), min(end, hi); from < to {
-			b, err := p.mem.View(s.phys+addr.Phys(from-s.staged), int(to-from))
-			if err != nil {
+			b := s.disk
+			if b != nil {
+				b = b[from-s.staged:]
+			} else if b, err = p.mem.View(s.phys+addr.Phys(from-s.staged), int(to-from)); err != nil {
 				return fmt.Errorf("gather: %w", err)
 			}
 			copy(dst[from:to], b)

@@ -87,9 +87,10 @@ type Run struct {
 	segments []segment
 }
 
-// segment is a piece of a run in physical memory.
+// segment is a piece of a run, in physical memory or read from the disk.
 type segment struct {
 	phys   addr.Phys
+	disk   []byte // nil if it is in memory
 	n      int64
 	staged int64 // offset in the staging area
 	pad    int64 // zeros that follow it there
@@ -260,31 +261,12 @@ func (f *File) spans() []addr.Span {
 	return out
 }
 
-// take adds a piece to the file's runs.
-func (f *File) take(piece pagecache.Piece) {
-	span := piece.Span.Clip(f.Size)
-	if span.Len() == 0 {
-		return
-	}
-	direct := span.Off%addr.PageSize == 0 && (span.End%addr.PageSize == 0 || span.End == f.Size)
-	seg := segment{phys: piece.Phys, n: span.Len()}
-	if n := len(f.Runs); n > 0 {
-		last := &f.Runs[n-1]
-		if last.End == span.Off && last.Direct == direct {
-			last.End = span.End
-			last.append(seg)
-			return
-		}
-	}
-	f.Runs = append(f.Runs, Run{Span: span, Direct: direct, segments: []segment{seg}})
-}
-
 // Physical yields the pieces of physical memory that hold the run, in its order,
-// and their lengths in bytes.
+// and their lengths in bytes; none for what was read from the disk.
 func (r *Run) Physical() iter.Seq2[addr.Phys, int64] {
 	return func(yield func(addr.Phys, int64) bool) {
 		for _, s := range r.segments {
-			if !yield(s.phys, s.n) {
+			if s.disk == nil && !yield(s.phys, s.n) {
 				return
 			}
 		}
@@ -293,7 +275,7 @@ func (r *Run) Physical() iter.Seq2[addr.Phys, int64] {
 
 func (r *Run) append(seg segment) {
 	last := &r.segments[len(r.segments)-1]
-	if last.phys+addr.Phys(last.n) == seg.phys {
+	if last.disk == nil && seg.disk == nil && last.phys+addr.Phys(last.n) == seg.phys {
 		last.n += seg.n
 		return
 	}

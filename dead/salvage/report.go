@@ -8,7 +8,7 @@ import (
 type Report struct {
 	Files   int   // in the plan
 	Data    int   // of them, with unsaved bytes
-	Bytes   int64 // unsaved, in the plan
+	Bytes   int64 // in memory, and in the plan
 	Runs    int
 	Deleted int // without a name, left alone
 	// Refused counts pages by reason; a refusal of a whole file counts as one.
@@ -31,7 +31,9 @@ func (p *Plan) Report() Report {
 		}
 		r.Runs += len(runs)
 		for j := range runs {
-			r.Bytes += runs[j].Len()
+			for _, n := range runs[j].Physical() {
+				r.Bytes += n
+			}
 		}
 	}
 	for _, refusal := range p.Refused {

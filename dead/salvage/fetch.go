@@ -1,0 +1,90 @@
+package salvage
+
+import (
+	"cmp"
+	"io"
+	"slices"
+
+	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/pagecache"
+)
+
+// maxFetched bounds what is read from a disk for all files of a plan, in bytes: it is kept in memory, and written again.
+const maxFetched = 64 << 20
+
+// fetch reads content of files from the disk of an XFS, before it is mounted: that in extents that a log recovery may not bring, whose
+// pages the kernel had dropped. Only memory knows where it lies, and a mount may put something else there. It is on the disk: XFS maps
+// an extent as unwritten until its data is written (fs/xfs/libxfs/xfs_bmap.c, xfs_bmapi_convert_one_delalloc). Files with more of
+// it than there is room for are left as they are: then the disk must have their extents.
+func (p *Plan) fetch(disk io.ReaderAt) {
+	if p.Super.Type != "xfs" {
+		return
+	}
+	left := int64(maxFetched)
+	for i := range p.Files {
+		f := &p.Files[i]
+		if f.Metadata == nil || len(f.Metadata.Mapped) == 0 {
+			continue
+		}
+		n := int64(0)
+		for _, m := range f.Metadata.Mapped {
+			n += min(m.Len(), left+1)
+		}
+		if n <= left && f.fetch(disk) {
+			left -= n
+		}
+	}
+	p.stage()
+}
+
+// fetch makes runs of what is mapped of a file. It reports whether all of that could be read.
+func (f *File) fetch(disk io.ReaderAt) bool {
+	var out []spanned
+	for _, m := range f.Metadata.Mapped {
+		b := make([]byte, m.Len())
+		if _, err := disk.ReadAt(b, m.Disk); err != nil {
+			return false
+		}
+		out = append(out, spanned{m.Span, segment{n: m.Len(), disk: b}})
+	}
+	for _, r := range f.Runs {
+		at := r.Off
+		for _, s := range r.segments {
+			out = append(out, spanned{addr.Span{Off: at, End: at + s.n}, s})
+			at += s.n
+		}
+	}
+	slices.SortFunc(out, func(a, b spanned) int { return cmp.Compare(a.Off, b.Off) })
+	f.Runs, f.Metadata.Mapped = nil, nil
+	for _, s := range out {
+		f.add(s)
+	}
+	return true
+}
+
+// spanned is a segment, and the part of its file that it has.
+type spanned struct {
+	addr.Span
+	segment
+}
+
+// take adds a piece to the file's runs.
+func (f *File) take(piece pagecache.Piece) {
+	if span := piece.Span.Clip(f.Size); span.Len() > 0 {
+		f.add(spanned{span, segment{phys: piece.Phys, n: span.Len()}})
+	}
+}
+
+// add adds a segment behind the file's runs, or to the last of them.
+func (f *File) add(s spanned) {
+	direct := s.Off%addr.PageSize == 0 && (s.End%addr.PageSize == 0 || s.End == f.Size)
+	if n := len(f.Runs); n > 0 {
+		last := &f.Runs[n-1]
+		if last.End == s.Off && last.Direct == direct {
+			last.End = s.End
+			last.append(s.segment)
+			return
+		}
+	}
+	f.Runs = append(f.Runs, Run{Span: s.Span, Direct: direct, segments: []segment{s.segment}})
+}
