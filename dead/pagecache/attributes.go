@@ -57,6 +57,9 @@ func parseXFSAttributes(b []byte) ([]Attribute, error) {
 		}
 		out = append(out, a)
 	}
+	if len(rest) > 0 {
+		return nil, fmt.Errorf("%w: %d bytes behind the last of %d", errAttribute, len(rest), count)
+	}
 	return out, nil
 }
 
@@ -119,6 +122,8 @@ func parseXFSLeaf(b []byte, sector, ino uint64) ([]Attribute, error) {
 func (a Attribute) ofXFS(flags byte) (Attribute, error) {
 	var err error
 	switch root := flags&xfsAttrRoot != 0; {
+	case root && flags&xfsAttrSecure != 0:
+		err = fmt.Errorf("%w: flags %#x", errAttribute, flags)
 	case root && a.Name == "SGI_ACL_FILE":
 		a.Name = accessACL
 		a.Value, err = aclOfXFS(a.Value)

@@ -77,6 +77,7 @@ func newBtrfsLayout(k *kernel.Kernel) (*btrfsLayout, error) {
 	b.logging, b.changing, b.inodeFlags = i.Lock("log_mutex"), i.Lock("i_mmap_lock", "vfs_inode.i_rwsem"), i.Optional("flags", 4, 8)
 	// On 6.1 there is a structure around the tree, on 6.12 not.
 	b.ordered = i.First([]string{"ordered_tree.tree.rb_node", "ordered_tree.rb_node"}, 8)
+	// Likewise.
 	b.orderedLock = i.Lock("ordered_tree.lock", "ordered_tree_lock")
 	o := layoutIn(k, "btrfs_ordered_extent", "btrfs")
 	b.orderedNodes, b.orderedOff, b.orderedLen = newRBLayout(o, "rb_node"), o.Field("file_offset", 8), o.Field("num_bytes", 8)

@@ -35,38 +35,35 @@ func (f *Btrfs) Attributes() *BtrfsAttributes {
 	return a
 }
 
-// Of returns the extended attributes of an inode, in no particular order. With kept, it returns none: they have not been changed
-// since the last commit. The error is an ErrAttributes if memory does not have them all.
-func (a *BtrfsAttributes) Of(i *Inode) (out []Attribute, kept bool, err error) {
-	out, kept, err = a.of(i)
+// Of returns the extended attributes of an inode, in no particular order. The error is an ErrAttributes if memory does not have them
+// all.
+func (a *BtrfsAttributes) Of(i *Inode) ([]Attribute, error) {
+	out, err := a.of(i)
 	if err != nil {
-		return nil, false, fmt.Errorf("attributes of inode %d: %w: %w", i.Ino, ErrAttributes, err)
+		return nil, fmt.Errorf("attributes of inode %d: %w: %w", i.Ino, ErrAttributes, err)
 	}
-	return out, kept, nil
+	return out, nil
 }
 
-func (a *BtrfsAttributes) of(i *Inode) (out []Attribute, kept bool, err error) {
+func (a *BtrfsAttributes) of(i *Inode) ([]Attribute, error) {
 	if a.err != nil {
-		return nil, false, a.err
+		return nil, a.err
 	}
 	b, err := a.f.own(i)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	at, err := a.f.treeOf(b)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	top, err := a.block(at, func() (*btrfsBlock, error) { return a.blocks.read(at) })
-	if err != nil || top.generation <= a.f.LastCommitted {
-		return nil, err == nil, err
+	if err != nil {
+		return nil, err
 	}
-	w := attributeWalk{a: a, ino: i.Ino}
-	if err = w.below(top); err == nil && w.committed && w.changed {
-		w = attributeWalk{a: a, ino: i.Ino, all: true}
-		err = w.below(top)
-	}
-	return w.out, w.committed && err == nil, err
+	w := attributeWalk{a: a, ino: i.Ino, left: maxAttributeBlocks}
+	err = w.below(top)
+	return w.out, err
 }
 
 // block returns a block, which is read if it is the first time.
@@ -81,7 +78,7 @@ func (a *BtrfsAttributes) block(at uint64, read func() (*btrfsBlock, error)) (*a
 	}
 	if b.err == nil && b.level == 0 {
 		b.attrs, b.err = attributesIn(b.raw)
-		b.raw = nil
+		b.raw, b.inodes = nil, nil
 	}
 	return b, b.err
 }
@@ -102,28 +99,31 @@ func attributesIn(leaf []byte) (map[addr.Ino][]Attribute, error) {
 	return out, nil
 }
 
-// attributeWalk collects the attributes of one inode, of those blocks that are younger than the last commit, or of all.
+// maxAttributeBlocks bounds the blocks that are looked into for the attributes of one inode.
+const maxAttributeBlocks = 1 << 14
+
+// attributeWalk collects the attributes of one inode.
 type attributeWalk struct {
-	a         *BtrfsAttributes
-	ino       addr.Ino
-	all       bool
-	out       []Attribute
-	changed   bool // a leaf is younger
-	committed bool // a block was left out
+	a    *BtrfsAttributes
+	ino  addr.Ino
+	left int // blocks that may still come
+	out  []Attribute
 }
 
-// below collects what a block, and those below it, have.
+// below collects what a block, and those below it, have. It ends, because levels only get smaller.
 func (w *attributeWalk) below(b *attributeBlock) error {
+	if w.left--; w.left < 0 {
+		return fmt.Errorf("%w: more than %d blocks", errBtrfsBlock, maxAttributeBlocks)
+	}
 	if b.level == 0 {
-		w.out, w.changed = append(w.out, b.attrs[w.ino]...), true
+		w.out = append(w.out, b.attrs[w.ino]...)
 		return nil
 	}
 	for _, c := range b.mayHave(btrfsKey{w.ino, btrfsAttributeKey, 0}, btrfsKey{w.ino, btrfsAttributeKey + 1, 0}) {
-		if !w.all && c.generation <= w.a.f.LastCommitted {
-			w.committed = true
-			continue
-		}
 		child, err := w.a.block(c.at, func() (*btrfsBlock, error) { return w.a.blocks.child(b.btrfsBlock, c) })
+		if err == nil {
+			err = b.isAbove(c, child.btrfsBlock) // it may have been read as another's child
+		}
 		if err == nil {
 			err = w.below(child)
 		}

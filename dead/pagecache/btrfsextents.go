@@ -77,9 +77,10 @@ func (f *Btrfs) mapping(i *Inode) (*btrfsMap, error) {
 	case l.trees.err != nil:
 		return nil, l.trees.err
 	case !l.changing.Free(b):
-		// What replaces extents by several changes of the tree (fallocate, a clone, a deduplication) holds i_mmap_lock; a write does not, and what it
-		// changes of the tree is in an ordered extent.
-		return nil, errors.New("its extents were being replaced when the kernel died")
+		// What replaces extents by several changes of the tree (fallocate, a clone, a deduplication) holds i_mmap_lock, as does fsync
+		// (fs/btrfs/file.c, reflink.c). A write does not: what it changes of the tree is in an ordered extent. Nor does truncate, which sets
+		// i_size first.
+		return nil, errors.New("its extents were being replaced, or it was being synced, when the kernel died")
 	}
 	at, err := f.treeOf(b)
 	if err != nil {

@@ -192,11 +192,19 @@ func (w *btrfsWalk) below(t *btrfsBlock) error {
 // child reads a block below another one.
 func (w *btrfsBlocks) child(t *btrfsBlock, c btrfsChild) (*btrfsBlock, error) {
 	child, err := w.read(c.at)
-	if err == nil && (child.level != t.level-1 || child.generation != c.generation) {
-		err = fmt.Errorf("%w: the one at %d is of generation %d and level %d, below one of level %d that has it with generation %d",
-			errBtrfsBlock, c.at, child.generation, child.level, t.level, c.generation)
+	if err == nil {
+		err = t.isAbove(c, child)
 	}
 	return child, err
+}
+
+// isAbove checks that a block has another one for its child.
+func (t *btrfsBlock) isAbove(c btrfsChild, child *btrfsBlock) error {
+	if child.level == t.level-1 && child.generation == c.generation {
+		return nil
+	}
+	return fmt.Errorf("%w: the one at %d is of generation %d and level %d, below one of level %d that has it with generation %d",
+		errBtrfsBlock, c.at, child.generation, child.level, t.level, c.generation)
 }
 
 // read reads a block from memory.

@@ -48,7 +48,8 @@ type Inode struct {
 	Shared     bool   // programs may write to its pages through shared mappings, without that lock
 	New        bool   // it was being created, and had no name yet (I_NEW)
 	Device     uint32 // of a device file: 20 bits of the minor number below the major number (include/linux/kdev_t.h)
-	ACL        bool   // it has an ACL beside its mode, or may have one
+	ACL        bool   // it has an ACL beside its mode
+	ACLUnknown bool   // it may have one: the kernel had not looked
 	Failed     bool   // a write of its pages to the disk has failed while it was in memory
 
 	mapping addr.Virt // of its own address_space
@@ -202,7 +203,11 @@ func (c *Cache) inode(at addr.Virt, s *Superblock) (*Inode, error) {
 	if l.device.Present() {
 		i.Device = uint32(l.device.Uint(b))
 	}
-	i.ACL = l.acl.Present() && l.acl.Uint(b) != 0 // ACL_NOT_CACHED is -1 (include/linux/fs.h)
+	if l.acl.Present() { // ACL_NOT_CACHED and the like are odd (include/linux/fs.h, posix_acl.h)
+		acl := l.acl.Uint(b)
+		i.ACLUnknown = acl&1 != 0
+		i.ACL = acl != 0 && !i.ACLUnknown
+	}
 	i.New = i.State>>l.new()&1 != 0
 	i.Failed = l.wrong.Present() && wentWrong(l.wrong.Uint(b))
 	i.Writing = l.rwsem.Held(b)

@@ -21,7 +21,7 @@ type XFS struct {
 	agBlocks, agShift uint64
 	internal          []uint64 // the file system's own inodes
 
-	buffers    map[int64]xfsBuffer // by place on the device; nil until one is asked for
+	buffers    map[int64]addr.Virt // by place on the device; nil until one is asked for
 	buffersErr error
 }
 

@@ -34,14 +34,18 @@ func (x *XFS) Attributes(i *Inode) ([]Attribute, error) {
 // MayHaveACL reports whether an inode has an ACL beside its mode, or may have one. Unlike with Attributes, the inode may have been
 // changing: few changes are of an ACL.
 func (x *XFS) MayHaveACL(i *Inode) bool {
-	if !i.ACL {
-		return false
+	if !i.ACLUnknown {
+		return i.ACL
 	}
 	own, err := x.own(i)
-	var all []Attribute
-	if err == nil {
-		all, err = x.attributes(own, i)
+	if err != nil {
+		return true
 	}
+	// A fork that is just being moved to a block has none for a while (libxfs/xfs_attr_leaf.c, xfs_attr_shortform_to_leaf).
+	if f, err := x.attrFork(own); err != nil || f.format != xfsFormatLocal && f.extents == 0 && !x.layout.lock.Free(own) {
+		return true
+	}
+	all, err := x.attributes(own, i)
 	return err != nil || slices.ContainsFunc(all, func(a Attribute) bool { return a.Name == accessACL })
 }
 
@@ -90,6 +94,9 @@ func (x *XFS) attributeBlocks(f xfsFork, ino uint64) ([]Attribute, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(mapped) == 0 || mapped[0].Off != 0 {
+		return nil, fmt.Errorf("%w: no first block", errAttribute)
+	}
 	var out []Attribute
 	size := int64(1) << x.blockLog
 	left := int64(maxXFSAttributes)
@@ -98,7 +105,7 @@ func (x *XFS) attributeBlocks(f xfsFork, ino uint64) ([]Attribute, error) {
 			return nil, fmt.Errorf("%w: an extent of %d bytes at %d", errAttribute, m.Len(), m.Disk)
 		}
 		for at := m.Disk; at < m.Disk+m.Len(); at += size {
-			b, err := x.buffer(at, int(size))
+			b, err := x.buffer(at)
 			if err != nil {
 				return nil, err
 			}

@@ -44,38 +44,32 @@ const (
 // xfsSector is the unit of a buffer's place and length, in bytes (BBSIZE).
 const xfsSector = 512
 
-// buffer returns the bytes of the block that begins at a place on the device, of size bytes. The error is ErrNotCached if
+// buffer returns the bytes of the block that begins at a place on the device. The error is ErrNotCached if
 // memory does not have it. All buffers are looked through once.
-func (x *XFS) buffer(disk int64, size int) ([]byte, error) {
+func (x *XFS) buffer(disk int64) ([]byte, error) {
 	if x.buffers == nil && x.buffersErr == nil {
 		x.buffers, x.buffersErr = x.allBuffers()
 	}
 	if x.buffersErr != nil {
 		return nil, x.buffersErr
 	}
-	b, ok := x.buffers[disk]
-	if !ok || b.size != size {
+	at, ok := x.buffers[disk]
+	if !ok {
 		return nil, fmt.Errorf("block at %d: %w", disk, ErrNotCached)
 	}
-	return x.c.k.Bytes(b.at, size)
+	return x.c.k.Bytes(at, 1<<x.blockLog)
 }
 
 // maxXFSBuffers bounds the buffers of a file system, and the buckets that they are in.
 const maxXFSBuffers = 1 << 23
 
-// xfsBuffer is where the bytes of a buffer are.
-type xfsBuffer struct {
-	at   addr.Virt
-	size int
-}
-
-// allBuffers returns the buffers that memory has of the file system's device, by place on it.
-func (x *XFS) allBuffers() (map[int64]xfsBuffer, error) {
+// allBuffers returns where memory has blocks of the file system's device, by place on it.
+func (x *XFS) allBuffers() (map[int64]addr.Virt, error) {
 	l := &x.layout.buffers
 	if l.err != nil {
 		return nil, l.err
 	}
-	out := make(map[int64]xfsBuffer)
+	out := make(map[int64]addr.Virt)
 	left := maxXFSBuffers
 	if l.ofDevice.Present() {
 		device, err := x.c.k.Pointer(l.device.In(x.s.info))
@@ -99,7 +93,7 @@ func (x *XFS) allBuffers() (map[int64]xfsBuffer, error) {
 }
 
 // buffersIn adds the buffers in a hash table.
-func (x *XFS) buffersIn(table addr.Virt, left *int, out map[int64]xfsBuffer) error {
+func (x *XFS) buffersIn(table addr.Virt, left *int, out map[int64]addr.Virt) error {
 	l := &x.layout.buffers
 	for at, err := range x.c.hashed(table, l.hash, left) {
 		if err != nil {
@@ -113,10 +107,10 @@ func (x *XFS) buffersIn(table addr.Virt, left *int, out map[int64]xfsBuffer) err
 			return fmt.Errorf("%w: the buffer at %v belongs to the mount at %v", errRhash, at, mount)
 		}
 		sector, length, flags := l.sector.Uint(b), l.length.Uint(b), l.flags.Uint(b)
-		if sector > 1<<62/xfsSector || length > MaxBlock/xfsSector || flags&xfsBufferDone == 0 || flags&xfsBufferStale != 0 {
+		if sector > 1<<62/xfsSector || length != 1<<x.blockLog/xfsSector || flags&xfsBufferDone == 0 || flags&xfsBufferStale != 0 {
 			continue
 		}
-		out[int64(sector)*xfsSector] = xfsBuffer{l.data.Pointer(b), int(length) * xfsSector}
+		out[int64(sector)*xfsSector] = l.data.Pointer(b)
 	}
 	return nil
 }

@@ -129,7 +129,7 @@ func (x *XFS) extents(f xfsFork) ([]Mapped, error) {
 	switch {
 	case f.format != xfsFormatExtents && f.format != xfsFormatTree:
 		return nil, fmt.Errorf("its format is %d", f.format)
-	case f.height == 0 && f.extents > 0:
+	case f.height == 0 && f.extents > 0, f.height == 0 && f.format == xfsFormatTree:
 		return nil, errors.New("its extents were not read")
 	case f.height > maxIextHeight:
 		return nil, fmt.Errorf("its tree is %d high", f.height)
@@ -140,8 +140,19 @@ func (x *XFS) extents(f xfsFork) ([]Mapped, error) {
 	if f.height == 1 {
 		w.records = min(iextRecords, f.bytes/iextRecord)
 	}
-	err := w.node(f.at, f.height)
-	return w.out, err
+	if err := w.node(f.at, f.height); err != nil {
+		return nil, err
+	}
+	real := uint64(0)
+	for _, m := range w.out {
+		if m.Disk != Delayed {
+			real++
+		}
+	}
+	if real != f.extents {
+		return nil, fmt.Errorf("its tree has %d extents of %d", real, f.extents)
+	}
+	return w.out, nil
 }
 
 // iextWalk collects the records of one tree.
@@ -219,7 +230,7 @@ func (w *iextWalk) record(lo, hi uint64) error {
 	switch {
 	case block&delayed == delayed:
 		m.Disk = Delayed
-	case within >= w.x.agBlocks || group > 1<<32 || within+count > w.x.agBlocks:
+	case within >= w.x.agBlocks || group > 1<<32 || within+count > w.x.agBlocks || (group+1)*w.x.agBlocks > 1<<(62-shift):
 		return fmt.Errorf("an extent at block %d of group %d", within, group)
 	default:
 		m.Disk = int64((group*w.x.agBlocks + within) << shift)

@@ -25,10 +25,10 @@ type Metadata struct {
 	Absent []string // of a directory: names in it that nothing had; there may be more
 	Target string   // of a symbolic link
 	Device uint32   // of a device file (pagecache.Inode)
-	// Attributes are the extended attributes; nil if memory does not have them all. With AttributesKept, the disk has them.
-	Attributes     *[]pagecache.Attribute
-	AttributesKept bool
-	ACL            bool // it may have an ACL, without Attributes
+	// Attributes are the extended attributes, all of them. Lacking says why they are not known; then ACL says that it may have an ACL.
+	Attributes []pagecache.Attribute
+	Lacking    error
+	ACL        bool
 	// The content that is not in the runs: zeros, bytes that are mapped to the disk, and bytes
 	// that are neither in memory nor known to be on the disk. All three are ascending.
 	Zeros   []addr.Span
@@ -142,7 +142,7 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 			return nil
 		}
 		// The VFS takes a name away after the file system is done (fs/namei.c, vfs_unlink, vfs_rename): what still has one was just being
-		// deleted, or something else was being renamed over it, and that has its old name.
+		// deleted, or another file was being renamed over it, and is still under its old name.
 		if f.NLink = uint32(len(w.paths.All(i))); f.NLink == 0 {
 			f.Metadata.Former = w.paths.Former(i)
 			w.p.Files = append(w.p.Files, f)
@@ -201,20 +201,14 @@ func (w *diskWalk) target(i *pagecache.Inode) string {
 	return target
 }
 
-// attributes adds the extended attributes, if memory has them.
+// attributes adds the extended attributes.
 func (w *diskWalk) attributes(i *pagecache.Inode, l *Metadata) {
-	var all []pagecache.Attribute
-	var err error
 	if w.xfs != nil {
-		all, err = w.xfs.Attributes(i)
+		l.Attributes, l.Lacking = w.xfs.Attributes(i)
+		l.ACL = l.Lacking != nil && w.xfs.MayHaveACL(i)
 	} else {
-		all, l.AttributesKept, err = w.attrs.Of(i)
-	}
-	switch {
-	case err != nil:
-		l.ACL = i.ACL && (w.xfs == nil || w.xfs.MayHaveACL(i))
-	case !l.AttributesKept:
-		l.Attributes = &all
+		l.Attributes, l.Lacking = w.attrs.Of(i)
+		l.ACL = l.Lacking != nil && (i.ACL || i.ACLUnknown)
 	}
 }
 

@@ -74,6 +74,8 @@ func TestRemade(t *testing.T) {
 		"another mtime":                   {change: edit(fresh, func(e *page.Entry) { e.Sec++ }), bad: true},
 		"other attributes":                {change: edit(fresh, xattr), bad: true},
 		"other attributes, and refused":   {change: edit(fresh, xattr), refused: fresh, reason: "its extended attributes are lost", forgiven: 1},
+		"owner only, attributes refused":  {change: edit(fresh, func(e *page.Entry) { e.Mode &^= 0o077 }), refused: fresh, reason: "its extended attributes are lost", forgiven: 1},
+		"owner only":                      {change: edit(fresh, func(e *page.Entry) { e.Mode &^= 0o077 }), bad: true},
 		"missing, attributes refused":     {change: missing(fresh), refused: fresh, reason: "its extended attributes are lost", bad: true},
 		"missing":                         {change: missing(fresh), bad: true},
 		"missing, and refused":            {change: missing(fresh), refused: fresh, forgiven: 1},

@@ -16,7 +16,7 @@ Made by ` + "`make oracle-remade`" + ` on %s: do not edit.
 The same work and the same crashes. The logs of XFS and btrfs are not finished from memory: the mount replays them, and what they lack is
 made again. So each file and directory must be there, with type, content, size, mode, owner, extended attributes and, but for directories, mtime; but
 what was not fsynced may have another inode number, names that were removed may be back, a file that the report
-names as refused may be as it is without a rescue, and one whose extended attributes it refuses may have others. xfs_repair -n and btrfs check must find nothing. The verdicts are as above.
+names as refused may be as it is without a rescue, and one whose extended attributes it refuses may have others, and be its owner's only. xfs_repair -n and btrfs check must find nothing. The verdicts are as above.
 
 `
 

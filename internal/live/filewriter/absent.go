@@ -14,12 +14,7 @@ import (
 // written, or renamed. A file whose names are all known loses the name; what else has one is renamed in the same directory, since
 // memory may lack the name that it had instead.
 func (r *restorer) absent() {
-	needed := make(map[string]bool)
-	for _, l := range r.all {
-		for _, at := range l.attr.Paths {
-			needed[string(at)] = true
-		}
-	}
+	needed := r.needed()
 	for _, l := range r.all {
 		if l.kind() != unix.S_IFDIR || l.failed || !l.named() || len(l.attr.Absent) == 0 {
 			continue

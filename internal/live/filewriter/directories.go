@@ -206,7 +206,7 @@ func (l *unlogged) directoryBefore(in int, name string) (int, error) {
 	err = unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st)
 	ctime, atime := l.attr.Ctime, l.file.Atime
 	younger := st.Mask&unix.STATX_BTIME != 0 && cmp.Or(cmp.Compare(st.Btime.Sec, ctime.Sec), cmp.Compare(st.Btime.Nsec, ctime.Nsec)) > 0
-	if err == nil && (!younger || uint32(st.Mode) != l.kind()|l.mode() || st.Uid != l.attr.UID || st.Gid != l.attr.GID || st.Atime.Sec != atime.Sec || st.Atime.Nsec != atime.Nsec) {
+	if err == nil && (!younger || !l.hasMode(uint32(st.Mode)) || st.Uid != l.attr.UID || st.Gid != l.attr.GID || st.Atime.Sec != atime.Sec || st.Atime.Nsec != atime.Nsec) {
 		err = unix.EEXIST
 	}
 	if err != nil {
@@ -228,7 +228,7 @@ func (r *restorer) newDirectory(l *unlogged, in int, name string) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("open directory: %w", err)
 	}
-	if err := l.ownDirectory(fd); err != nil {
+	if err := errors.Join(bareOfACLs(procPath(fd)), l.ownDirectory(fd)); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}

@@ -23,8 +23,8 @@ type oldNames struct {
 	back    map[inodeID]*unlogged // files that were deleted, and have names on the disk
 }
 
-// oldNames removes names that files had before they were renamed, which are known once they have those that they had, and reports deleted files
-// that are back. It looks first in the directories of the names that those files have, where
+// oldNames removes names that files had before they were renamed, and reports deleted files that are back. It comes when files have the names
+// that they had at last: then it is known which are not needed any more. It looks first in the directories of the names that those files have, where
 // temporary names are, and at all names of their subvolumes only while an old name is not found.
 func (r *restorer) oldNames() {
 	o := &oldNames{r: r, surplus: make(map[inodeID]*unlogged), back: make(map[inodeID]*unlogged)}
@@ -158,7 +158,7 @@ func (o *oldNames) see(at string, d fs.DirEntry) {
 	if l == nil || !o.r.stale(l, at) {
 		return
 	}
-	if err := o.r.unlink(at, id); err != nil {
+	if err := o.r.unlink(at, id, 0); err != nil {
 		o.r.fail(l, fmt.Errorf("remove its old name %q: %w", at, err))
 	} else {
 		o.r.act(wire.ActUnlinked, l, at, "")
@@ -168,8 +168,8 @@ func (o *oldNames) see(at string, d fs.DirEntry) {
 	}
 }
 
-// unlink removes a name, if it is that of the inode id.
-func (r *restorer) unlink(at string, id inodeID) error {
+// unlink removes a name, if it is that of the inode id. how is AT_REMOVEDIR for a directory.
+func (r *restorer) unlink(at string, id inodeID, how int) error {
 	dir, err := unix.Openat2(r.mount, filepath.Dir(at), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: beneath})
 	if err != nil {
 		return err
@@ -182,5 +182,5 @@ func (r *restorer) unlink(at string, id inodeID) error {
 	if idOf(&st) != id {
 		return errors.New("another file has it by now")
 	}
-	return unix.Unlinkat(dir, filepath.Base(at), 0)
+	return unix.Unlinkat(dir, filepath.Base(at), how)
 }

@@ -199,14 +199,6 @@ func (r *restorer) probe(l *unlogged) error {
 	return nil
 }
 
-// warnOfXattrs records that extended attributes may be lost; all else is done as for other files.
-func (r *restorer) warnOfXattrs(l *unlogged, st *unix.Stat_t) {
-	if l.lacksXattrs(st) {
-		r.fail(l, errXattrs)
-		l.failed = false
-	}
-}
-
 // create creates an empty file for a missing one, under a temporary name.
 func (r *restorer) create(l *unlogged) error {
 	if len(l.attr.Paths) == 0 {
@@ -233,6 +225,9 @@ func (r *restorer) create(l *unlogged) error {
 		return fmt.Errorf("make file: %w", err)
 	}
 	defer unix.Close(fd)
+	if err := bareOfACLs(procPath(fd)); err != nil {
+		return err
+	}
 	return l.isMade(fd, "")
 }
 
@@ -277,7 +272,7 @@ func (r *restorer) madeBefore(l *unlogged, dir int) (bool, error) {
 		return false, fmt.Errorf("stat: %w", err)
 	}
 	t := timesOf(l.file)
-	same := st.Mode == l.kind()|l.mode() && st.Uid == l.attr.UID && st.Gid == l.attr.GID && st.Size == l.file.Size && st.Mtim == t[1]
+	same := l.hasMode(st.Mode) && st.Uid == l.attr.UID && st.Gid == l.attr.GID && st.Size == l.file.Size && st.Mtim == t[1]
 	if !same || st.Nlink != 1 || len(l.attr.Paths) != 1 || l.attr.Flags != 0 || r.known[idOf(&st)] != nil {
 		return false, nil
 	}

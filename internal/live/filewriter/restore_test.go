@@ -481,6 +481,19 @@ func TestRestoreNames(t *testing.T) {
 			after: func(s *scene) { s.has("f", 0, 100) },
 		},
 		{
+			name: "a directory made before, with the number of one that had been deleted",
+			before: func(s *scene) {
+				s.onDisk("d/", "")
+				a := s.was("d", modeDir, 0, 0)
+				err := errors.Join(os.Chown(s.path("d"), int(a.UID), int(a.GID)), unix.Chmod(s.path("d"), a.Mode&0o7777), os.Chtimes(s.path("d"), time.Unix(1e9, 0), time.Unix(1e9, 0)))
+				if err != nil {
+					s.t.Fatal(err)
+				}
+				s.was("", modeDir, 0, 0, "d")
+			},
+			names: "d", acts: "",
+		},
+		{
 			name: "directories deleted while they were open",
 			before: func(s *scene) {
 				for _, dir := range []string{"a/", "a/b/", "a/b/c/", "kept/"} {

@@ -62,7 +62,9 @@ func (r *restorer) makeSpecial(l *unlogged) error {
 	if l.kind() == unix.S_IFLNK {
 		err = unix.Symlinkat(string(l.attr.Target), dir, l.temp)
 	} else {
-		err = unix.Mknodat(dir, l.temp, l.kind()|0o600, int(l.attr.Device))
+		if err = unix.Mknodat(dir, l.temp, l.kind()|0o600, int(l.attr.Device)); err == nil {
+			err = bareOfACLs(procPath(dir) + "/" + l.temp)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("make it again: %w", err)
@@ -75,7 +77,7 @@ func (r *restorer) makeSpecial(l *unlogged) error {
 func (r *restorer) isSpecial(l *unlogged, dir int, name string) bool {
 	var st unix.Stat_t
 	err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if err != nil || st.Mode&unix.S_IFMT != l.kind() || st.Nlink != 1 || r.known[idOf(&st)] != nil {
+	if err != nil || l.later(&st) || st.Mode&unix.S_IFMT != l.kind() || st.Nlink != 1 || r.known[idOf(&st)] != nil {
 		return false
 	}
 	switch l.kind() {

@@ -26,6 +26,8 @@ type unlogged struct {
 
 	flags   *int  // inode flags to be set in the end
 	lacks   error // what could not be done of its extended attributes
+	stale   bool  // its extended attributes may be older
+	unsure  bool  // it may lack its ACL
 	missing bool  // it was not on the disk
 	changed bool  // it was changed after the crash
 	failed  bool
@@ -141,8 +143,8 @@ func (l *unlogged) own(t *target) error {
 	if err := l.ownFD(t.fd); err != nil {
 		return err
 	}
-	if l.attr.XattrsAll {
-		t.capability = nil // it has those of the dead kernel
+	if l.attr.XattrsAll || l.stale && len(l.file.Runs) > 0 {
+		t.capability = nil // it has those of the dead kernel, or the dead kernel's write took them
 	}
 	flags, err := unix.IoctlGetInt(t.fd, unix.FS_IOC_GETFLAGS)
 	if err != nil {

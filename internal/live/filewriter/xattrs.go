@@ -9,13 +9,30 @@ import (
 )
 
 // errXattrs says that a file may lack what had been changed of its extended attributes.
-var errXattrs = errors.New("its extended attributes are not all in memory: on the disk they may be older, or missing")
+var errXattrs = errors.New("its extended attributes are not all in memory, and on the disk they may be older, or missing")
+
+// ownerOnly are the permissions that remain of those of a file that may lack its ACL. Those of its group are the ACL's mask, and the ACL may
+// deny to somebody what others may do (acl(5)).
+const ownerOnly = 0o7700
 
 // maxXattr bounds a list of names, and a value, in bytes (include/uapi/linux/limits.h, XATTR_LIST_MAX and XATTR_SIZE_MAX).
 const maxXattr = 64 << 10
 
-// accessACL is the attribute whose lack makes the permissions of a file's group those of its ACL's mask (acl(5)).
-const accessACL = "system.posix_acl_access"
+// The attributes with ACLs.
+const (
+	accessACL  = "system.posix_acl_access"
+	defaultACL = "system.posix_acl_default"
+)
+
+// bareOfACLs takes from what was just created the ACLs that it has from its directory.
+func bareOfACLs(at string) error {
+	for _, name := range []string{accessACL, defaultACL} {
+		if err := unix.Removexattr(at, name); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
+			return fmt.Errorf("remove inherited %q: %w", name, err)
+		}
+	}
+	return nil
+}
 
 // setXattrs gives what is at a path the extended attributes that it had, if all of them are known. What has them already is not
 // touched. One that cannot be set, or removed, does not keep the others from it.
@@ -42,6 +59,7 @@ func (l *unlogged) setXattrs(at string) {
 		}
 		if err := unix.Removexattr(at, string(name)); err != nil {
 			fail("remove", string(name), err)
+			l.unsure = l.unsure || string(name) == accessACL
 		}
 	}
 	for _, x := range l.attr.Xattrs {
@@ -52,9 +70,12 @@ func (l *unlogged) setXattrs(at string) {
 		}
 		if err := unix.Setxattr(at, name, x.Value, 0); err != nil {
 			fail("set", name, err)
-			if name == accessACL {
-				_ = unix.Fchmodat(unix.AT_FDCWD, at, l.attr.Mode&0o7707, 0)
-			}
+			l.unsure = l.unsure || name == accessACL
+		}
+	}
+	if l.unsure {
+		if err := unix.Fchmodat(unix.AT_FDCWD, at, l.mode(), 0); err != nil {
+			fail("take permissions of", at, err)
 		}
 	}
 }
@@ -81,17 +102,28 @@ func (r *restorer) reportXattrs() {
 	}
 }
 
-// mode is the permissions to be given. Without its ACL, a file that is created again has none for its group.
+// mode is the permissions to be given.
 func (l *unlogged) mode() uint32 {
-	mode := l.attr.Mode & 0o7777
-	if l.missing && l.attr.XattrsLack && l.attr.ACL {
-		mode &^= 0o070
+	if l.unsure {
+		return l.attr.Mode & ownerOnly
 	}
-	return mode
+	return l.attr.Mode & 0o7777
 }
 
-// lacksXattrs reports whether what the disk has of an inode may lack changes of its extended attributes: each of them changes ctime.
-func (l *unlogged) lacksXattrs(st *unix.Stat_t) bool {
+// hasMode reports whether an inode has the type and the permissions that were, or may have been, given to what was created for a missing
+// one.
+func (l *unlogged) hasMode(mode uint32) bool {
+	return mode == l.attr.Mode || mode == l.kind()|l.attr.Mode&ownerOnly
+}
+
+// warnOfXattrs records that extended attributes may be lost, unless the inode on the disk has the same ctime, which each change of them sets;
+// st is nil if it is missing. All else is done as for other files.
+func (r *restorer) warnOfXattrs(l *unlogged, st *unix.Stat_t) {
 	ctime := l.attr.Ctime
-	return l.attr.XattrsLack && l.attr.Links > 0 && (l.missing || st.Ctim.Sec != ctime.Sec || st.Ctim.Nsec != int64(ctime.Nsec))
+	if l.attr.XattrsLack == "" || l.attr.Links == 0 || st != nil && st.Ctim.Sec == ctime.Sec && st.Ctim.Nsec == int64(ctime.Nsec) {
+		return
+	}
+	l.stale, l.unsure = true, l.attr.ACL
+	r.fail(l, fmt.Errorf("%w: %s", errXattrs, l.attr.XattrsLack))
+	l.failed = false
 }

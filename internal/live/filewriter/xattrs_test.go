@@ -15,8 +15,6 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-const defaultACL = "system.posix_acl_default"
-
 // aclOf is an ACL: the owner, user 1000 and the mask may do all, the group and others nothing.
 func aclOf() string {
 	const undefined = 0xffffffff
@@ -162,9 +160,10 @@ func TestRestoreXattrsFailing(t *testing.T) {
 // sure, and that nobody gets access for their lack.
 func TestRestoreXattrsLacking(t *testing.T) {
 	s := newScene(t)
+	s.xattrs(".", map[string]string{defaultACL: aclOf()}) // what is created in it must not have that
 	for _, name := range []string{"same", "older"} {
 		s.onDisk(name, "")
-		s.xattrs(name, map[string]string{"user.a": "1"})
+		s.xattrs(name, map[string]string{"user.a": "1", accessACL: aclOf(), "security.capability": capabilityOf()})
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(s.path("same"), &st); err != nil {
@@ -177,7 +176,7 @@ func TestRestoreXattrsLacking(t *testing.T) {
 		"no ACL": s.was("", unix.S_IFREG|0o670, 0, 100, "no ACL"),
 	} {
 		a = &s.attrs[a.File] // was may have moved it
-		a.XattrsLack, a.ACL, a.Ctime = true, name != "no ACL", wire.Time{Sec: st.Ctim.Sec, Nsec: uint32(st.Ctim.Nsec)}
+		a.XattrsLack, a.ACL, a.Ctime = "it was being changed", name != "no ACL", wire.Time{Sec: st.Ctim.Sec, Nsec: uint32(st.Ctim.Nsec)}
 		if name == "older" {
 			a.Ctime.Nsec ^= 1
 		}
@@ -187,14 +186,20 @@ func TestRestoreXattrsLacking(t *testing.T) {
 		t.Errorf("%d files, failures %+v", r.Files, r.Failures)
 	}
 	for _, f := range r.Failures {
-		if f.Reason != errXattrs.Error() || f.Inode == s.files[0].Inode {
+		if f.Reason != errXattrs.Error()+": it was being changed" || f.Inode == s.files[0].Inode {
 			t.Errorf("%+v", f)
 		}
 	}
-	for name, want := range map[string]uint32{"same": modeFile, "older": modeFile, "new": unix.S_IFREG | 0o600, "no ACL": unix.S_IFREG | 0o670} {
+	for name, want := range map[string]uint32{"same": modeFile, "older": modeFile &^ 0o077, "new": unix.S_IFREG | 0o600, "no ACL": unix.S_IFREG | 0o670} {
 		if err := unix.Lstat(s.path(name), &st); err != nil || st.Mode != want {
 			t.Errorf("%s: mode %o, %v, want %o", name, st.Mode, err, want)
 		}
 		s.has(name, 0, 100)
+		if _, err := unix.Lgetxattr(s.path(name), accessACL, nil); (err == nil) != (name == "same" || name == "older") {
+			t.Errorf("%s: its ACL: %v", name, err)
+		}
+		if _, err := unix.Lgetxattr(s.path(name), "security.capability", nil); (err == nil) != (name == "same") { // a write takes it
+			t.Errorf("%s: its capability: %v", name, err)
+		}
 	}
 }

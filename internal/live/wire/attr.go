@@ -20,7 +20,7 @@ type Attr struct {
 	UID    uint32   `json:"uid,omitempty"`
 	GID    uint32   `json:"gid,omitempty"`
 	Flags  int      `json:"flags,omitempty"` // FS_IMMUTABLE_FL, FS_APPEND_FL
-	Ctime  Time     `json:"ctime,omitzero"`  // of a directory, which was created no later, and if XattrsLack is set
+	Ctime  Time     `json:"ctime,omitzero"`  // of a directory, which was created no later, and if XattrsLack is not empty
 	// Absent are names in a directory that nothing had: what the disk has under them was removed, or renamed.
 	Absent [][]byte `json:"absent,omitempty"`
 
@@ -29,8 +29,8 @@ type Attr struct {
 
 	Xattrs     []Xattr `json:"xattrs,omitempty"`     // extended attributes
 	XattrsAll  bool    `json:"xattrsAll,omitempty"`  // it had no others
-	XattrsLack bool    `json:"xattrsLack,omitempty"` // they are not known, and those on the disk may be older
-	ACL        bool    `json:"acl,omitempty"`        // it had an ACL, or may have had one
+	XattrsLack string  `json:"xattrsLack,omitempty"` // why they are not known: those on the disk may be older
+	ACL        bool    `json:"acl,omitempty"`        // they may have an ACL among them
 
 	Zeros []Range `json:"zeros,omitempty"` // the parts of the content that were holes
 	// Mapped are the extents of the content that is neither in runs nor zero. The file

@@ -27,14 +27,14 @@ func wireAttr(place int, f *salvage.File, partial bool) wire.Attr {
 		File: place, Root: l.Root, Committed: l.Committed, Links: f.NLink, Mode: uint32(f.Mode), UID: f.UID, GID: f.GID,
 		Target: []byte(l.Target), Device: unix.Mkdev(l.Device>>20, l.Device&(1<<20-1)), ACL: l.ACL, Zeros: wireRanges(l.Zeros), Kept: l.Kept || len(l.Unknown) > 0, Partial: partial,
 	}
-	if x := l.Attributes; x != nil {
-		a.XattrsAll = true
-		for _, x := range *x {
-			a.Xattrs = append(a.Xattrs, wire.Xattr{Name: []byte(x.Name), Value: x.Value})
-		}
+	for _, x := range l.Attributes {
+		a.Xattrs = append(a.Xattrs, wire.Xattr{Name: []byte(x.Name), Value: x.Value})
 	}
-	a.XattrsLack = l.Attributes == nil && !l.AttributesKept && !l.Committed
-	if a.XattrsLack || f.Mode&pagecache.ModeType == pagecache.ModeDir {
+	if l.Lacking != nil {
+		a.XattrsLack = l.Lacking.Error()
+	}
+	a.XattrsAll = l.Lacking == nil && !l.Committed && f.NLink > 0
+	if l.Lacking != nil || f.Mode&pagecache.ModeType == pagecache.ModeDir {
 		a.Ctime = wireTime(f.Ctime)
 	}
 	for _, path := range l.Paths {

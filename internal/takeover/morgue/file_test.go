@@ -37,14 +37,13 @@ func TestXattrs(t *testing.T) {
 		all, lack bool
 		n         int
 	}{
-		"some":      {salvage.Metadata{Attributes: &some}, true, false, 1},
-		"none":      {salvage.Metadata{Attributes: new([]pagecache.Attribute)}, true, false, 0},
-		"kept":      {salvage.Metadata{AttributesKept: true}, false, false, 0},
+		"some":      {salvage.Metadata{Attributes: some}, true, false, 1},
+		"none":      {salvage.Metadata{}, true, false, 0},
 		"committed": {salvage.Metadata{Committed: true}, false, false, 0},
-		"not known": {salvage.Metadata{}, false, true, 0},
+		"not known": {salvage.Metadata{Lacking: pagecache.ErrAttributes}, false, true, 0},
 	} {
 		f := salvage.File{Mode: pagecache.ModeRegular, NLink: 1, Metadata: &tc.metadata}
-		if a := wireAttr(0, &f, false); a.XattrsAll != tc.all || a.XattrsLack != tc.lack || len(a.Xattrs) != tc.n {
+		if a := wireAttr(0, &f, false); a.XattrsAll != tc.all || a.XattrsLack != "" != tc.lack || len(a.Xattrs) != tc.n {
 			t.Errorf("%s: %+v", name, a)
 		}
 	}
@@ -53,7 +52,7 @@ func TestXattrs(t *testing.T) {
 // TestDirectoryTime: the time of its last change tells a directory from one that it is a copy of.
 func TestDirectoryTime(t *testing.T) {
 	for _, mode := range []uint16{pagecache.ModeDir, pagecache.ModeRegular} {
-		f := salvage.File{Mode: mode, Ctime: time.Unix(7, 8), Metadata: &salvage.Metadata{AttributesKept: true}}
+		f := salvage.File{Mode: mode, Ctime: time.Unix(7, 8), Metadata: &salvage.Metadata{}}
 		if got := wireAttr(0, &f, false).Ctime; (got == wire.Time{Sec: 7, Nsec: 8}) != (mode == pagecache.ModeDir) {
 			t.Errorf("mode %o: %+v", mode, got)
 		}
