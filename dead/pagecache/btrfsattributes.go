@@ -40,7 +40,7 @@ func (f *Btrfs) Attributes() *BtrfsAttributes {
 func (a *BtrfsAttributes) Of(i *Inode) ([]Attribute, error) {
 	out, err := a.of(i)
 	if err != nil {
-		return nil, fmt.Errorf("attributes of inode %d: %w: %w", i.Ino, ErrAttributes, err)
+		return nil, fmt.Errorf("%w: %w", ErrAttributes, err)
 	}
 	return out, nil
 }

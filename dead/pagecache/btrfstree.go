@@ -17,6 +17,8 @@ type btrfsBlock struct {
 	raw            []byte
 	at, generation uint64
 	level          int
+	first          btrfsKey                    // of its items, or of the blocks below it; zero without any
+	locked         bool                        // somebody was about to change it, or had changed it
 	children       []btrfsChild                // of a block that is not a leaf
 	inodes         map[addr.Ino]btrfsInodeItem // of a leaf
 }
@@ -85,6 +87,9 @@ func parseBtrfsBlock(b []byte) (*btrfsBlock, error) {
 	count := uint64(binary.LittleEndian.Uint32(b[96:]))
 	if t.level >= btrfsMaxLevel || count > uint64((len(b)-btrfsHeaderSize)/size) {
 		return nil, fmt.Errorf("%w: %d items at level %d", errBtrfsBlock, count, t.level)
+	}
+	if count > 0 {
+		t.first = btrfsKeyAt(b[btrfsHeaderSize:])
 	}
 	if t.level > 0 {
 		for at := btrfsHeaderSize; len(t.children) < int(count); at += size {
@@ -200,6 +205,9 @@ func (w *btrfsBlocks) child(t *btrfsBlock, c btrfsChild) (*btrfsBlock, error) {
 
 // isAbove checks that a block has another one for its child.
 func (t *btrfsBlock) isAbove(c btrfsChild, child *btrfsBlock) error {
+	if t.locked && child.first != c.key {
+		return fmt.Errorf("%w: the one at %d does not begin as the one above it says, which was locked when the kernel died", errBtrfsBlock, c.at)
+	}
 	if child.level == t.level-1 && child.generation == c.generation {
 		return nil
 	}
@@ -236,6 +244,28 @@ func (w *btrfsBlocks) read(at uint64) (*btrfsBlock, error) {
 	return t, nil
 }
 
+// settled reports whether the pointers in a block above the leaves are all there, although it was locked: most of those who lock one only
+// pass through it. One of them is twice in it while others are moved to make room, or close up; the last is behind the end while one is
+// added, or while some are moved to another block (fs/btrfs/ctree.c, insert_ptr, del_ptr, push_node_left, split_node). What a
+// change some time ago has left there counts, too. Both key and generation of a block below must be as the pointer says (isAbove).
+func (t *btrfsBlock) settled() bool {
+	if t.level == 0 || len(t.children) == 0 {
+		return false
+	}
+	for n, c := range t.children[1:] {
+		if before := t.children[n]; before.key.compare(c.key) >= 0 || before.at == c.at {
+			return false
+		}
+	}
+	end := btrfsHeaderSize + len(t.children)*btrfsChildSize
+	if end+btrfsChildSize > len(t.raw) {
+		return true // it is full
+	}
+	behind := t.raw[end:]
+	last := t.children[len(t.children)-1]
+	return binary.LittleEndian.Uint64(behind[17:]) == 0 || btrfsKeyAt(behind).compare(last.key) <= 0
+}
+
 // still checks that a block had been read, and that nobody was changing it: whoever does holds the lock of its extent buffer
 // (fs/btrfs/locking.c). If a block is not smaller than a page, each of its pages has the extent buffer as its private data
 // (extent_io.c, attach_extent_buffer_page).
@@ -261,8 +291,9 @@ func (w *btrfsBlocks) still(t *btrfsBlock) error {
 	}
 	if err == nil {
 		var free bool
-		if free, err = w.f.c.k.Free(trees.blockLock, p.private); err == nil && !free {
-			err = errors.New("it was locked when the kernel died")
+		free, err = w.f.c.k.Free(trees.blockLock, p.private)
+		if t.locked = !free; err == nil && t.locked && !t.settled() {
+			err = errors.New("it was being changed when the kernel died")
 		}
 	}
 	if err != nil {

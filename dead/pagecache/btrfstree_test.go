@@ -86,3 +86,68 @@ func FuzzBtrfsBlock(f *testing.F) {
 		}
 	})
 }
+
+// nodeOf makes a block above the leaves with pointers to blocks, by the inode number that each begins with.
+func nodeOf(inodes ...uint64) []byte {
+	b := make([]byte, 4<<10)
+	b[100] = 1
+	binary.LittleEndian.PutUint32(b[96:], uint32(len(inodes)))
+	for n, ino := range inodes {
+		at := btrfsHeaderSize + n*btrfsChildSize
+		binary.LittleEndian.PutUint64(b[at:], ino)
+		binary.LittleEndian.PutUint64(b[at+17:], ino<<20)
+		binary.LittleEndian.PutUint64(b[at+25:], 7)
+	}
+	return b
+}
+
+// TestBtrfsSettled: a block that was locked is whole, unless a step of a change of its pointers is seen in it.
+func TestBtrfsSettled(t *testing.T) {
+	var full []uint64
+	for n := range uint64((4<<10 - btrfsHeaderSize) / btrfsChildSize) {
+		full = append(full, 256+n)
+	}
+	fewer := func(b []byte, n byte) []byte { b[96] -= n; return b }
+	for name, tc := range map[string]struct {
+		b    []byte
+		want bool
+	}{
+		"whole":                             {nodeOf(256, 300, 400), true},
+		"one":                               {nodeOf(256), true},
+		"full":                              {nodeOf(full...), true},
+		"empty":                             {nodeOf(), false},
+		"a leaf":                            {leafOf(257), false},
+		"room is made":                      {nodeOf(256, 300, 300, 400), false},
+		"one is added":                      {fewer(nodeOf(256, 280, 300, 400), 1), false},
+		"one was taken out, and not others": {nodeOf(256, 400, 400), false},
+		"one was taken out":                 {fewer(nodeOf(256, 400, 400), 1), true},
+		"half of it was moved":              {fewer(nodeOf(256, 300, 400, 500), 2), false},
+		"not in order":                      {nodeOf(300, 256), false},
+	} {
+		block, err := parseBtrfsBlock(tc.b)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		if got := block.settled(); got != tc.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	above, err := parseBtrfsBlock(nodeOf(257, 300))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ino, want := range map[addr.Ino]bool{257: true, 258: false} {
+		leaf, err := parseBtrfsBlock(leafOf(ino))
+		if err != nil {
+			t.Fatal(err)
+		}
+		above.locked = true
+		above.children[0].key = btrfsKey{257, btrfsInodeItemKey, 0}
+		if err := above.isAbove(above.children[0], leaf); (err == nil) != want {
+			t.Errorf("a leaf that begins with inode %d: %v", ino, err)
+		}
+		if above.locked = false; above.isAbove(above.children[0], leaf) != nil {
+			t.Errorf("a leaf that begins with inode %d, below a block that was not locked, is refused", ino)
+		}
+	}
+}

@@ -26,7 +26,7 @@ func (x *XFS) Attributes(i *Inode) ([]Attribute, error) {
 		out, err = x.attributes(own, i)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("attributes of inode %d: %w: %w", i.Ino, ErrAttributes, err)
+		return nil, fmt.Errorf("%w: %w", ErrAttributes, err)
 	}
 	return out, nil
 }

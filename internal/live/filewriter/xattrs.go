@@ -8,9 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errXattrs says that a file may lack what had been changed of its extended attributes.
-var errXattrs = errors.New("its extended attributes are not all in memory, and on the disk they may be older, or missing")
-
 // ownerOnly are the permissions that remain of those of a file that may lack its ACL. Those of its group are the ACL's mask, and the ACL may
 // deny to somebody what others may do (acl(5)).
 const ownerOnly = 0o7700
@@ -124,6 +121,6 @@ func (r *restorer) warnOfXattrs(l *unlogged, st *unix.Stat_t) {
 		return
 	}
 	l.stale, l.unsure = true, l.attr.ACL
-	r.fail(l, fmt.Errorf("%w: %s", errXattrs, l.attr.XattrsLack))
+	r.fail(l, fmt.Errorf("%s; on the disk they may be older, or missing", l.attr.XattrsLack))
 	l.failed = false
 }

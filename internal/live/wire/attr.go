@@ -29,7 +29,7 @@ type Attr struct {
 
 	Xattrs     []Xattr `json:"xattrs,omitempty"`     // extended attributes
 	XattrsAll  bool    `json:"xattrsAll,omitempty"`  // it had no others
-	XattrsLack string  `json:"xattrsLack,omitempty"` // why they are not known: those on the disk may be older
+	XattrsLack string  `json:"xattrsLack,omitempty"` // why they are not known, as a sentence: those on the disk may be older
 	ACL        bool    `json:"acl,omitempty"`        // they may have an ACL among them
 
 	Zeros []Range `json:"zeros,omitempty"` // the parts of the content that were holes
