@@ -149,8 +149,8 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 			return nil
 		}
 	}
-	if committed && !i.Regular() {
-		return nil
+	if committed && !i.Regular() || i.New && f.Metadata.Nameless && !committed {
+		return nil // or it was just being created
 	}
 	if err := w.content(i, &f); err != nil {
 		return err
