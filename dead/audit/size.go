@@ -82,13 +82,14 @@ func (c *checker) checkSize(i *inode) error {
 }
 
 // beyond returns the number of a block of content that a file has behind its end; false if it
-// has none, or is an orphan (e2fsck/pass1.c, check_blocks).
+// has none, or is an orphan. e2fsck lets one such block pass in a tree without levels (e2fsck/pass1.c, check_blocks), and none in others
+// (scan_extent_node); ext4 leaves none.
 func (c *checker) beyond(i *inode) (uint64, bool) {
 	if _, orphan := c.orphans.new[i.number]; orphan {
 		return 0, false
 	}
 	for _, x := range i.new.file.extents {
-		if last := x.logical + x.length - 1; !x.unwritten && i.new.Size < last*uint64(c.new.super.BlockSize) {
+		if last := x.logical + x.length - 1; !x.unwritten && i.new.Size <= last*uint64(c.new.super.BlockSize) {
 			return last, true
 		}
 	}
