@@ -129,7 +129,7 @@ func (x *XFS) extents(f xfsFork) ([]Mapped, error) {
 	switch {
 	case f.format != xfsFormatExtents && f.format != xfsFormatTree:
 		return nil, fmt.Errorf("its format is %d", f.format)
-	case f.height == 0 && f.extents > 0, f.height == 0 && f.format == xfsFormatTree:
+	case f.height == 0 && (f.extents > 0 || f.format == xfsFormatTree):
 		return nil, errors.New("its extents were not read")
 	case f.height > maxIextHeight:
 		return nil, fmt.Errorf("its tree is %d high", f.height)

@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"understudy.dev/understudy/dead/addr"
-	"understudy.dev/understudy/dead/pagecache"
 )
 
 // maxFetched bounds what is read from a disk for all files of a plan, in bytes: it is kept in memory, and written again.
@@ -20,7 +19,7 @@ func (p *Plan) fetch(disk io.ReaderAt) {
 	if p.Super.Type != "xfs" {
 		return
 	}
-	left := int64(maxFetched)
+	left, fetched := int64(maxFetched), false
 	for i := range p.Files {
 		f := &p.Files[i]
 		if f.Metadata == nil || len(f.Metadata.Mapped) == 0 {
@@ -31,10 +30,12 @@ func (p *Plan) fetch(disk io.ReaderAt) {
 			n += min(m.Len(), left+1)
 		}
 		if n <= left && f.fetch(disk) {
-			left -= n
+			left, fetched = left-n, true
 		}
 	}
-	p.stage()
+	if fetched {
+		p.stage()
+	}
 }
 
 // fetch makes runs of what is mapped of a file. It reports whether all of that could be read.
@@ -60,31 +61,4 @@ func (f *File) fetch(disk io.ReaderAt) bool {
 		f.add(s)
 	}
 	return true
-}
-
-// spanned is a segment, and the part of its file that it has.
-type spanned struct {
-	addr.Span
-	segment
-}
-
-// take adds a piece to the file's runs.
-func (f *File) take(piece pagecache.Piece) {
-	if span := piece.Span.Clip(f.Size); span.Len() > 0 {
-		f.add(spanned{span, segment{phys: piece.Phys, n: span.Len()}})
-	}
-}
-
-// add adds a segment behind the file's runs, or to the last of them.
-func (f *File) add(s spanned) {
-	direct := s.Off%addr.PageSize == 0 && (s.End%addr.PageSize == 0 || s.End == f.Size)
-	if n := len(f.Runs); n > 0 {
-		last := &f.Runs[n-1]
-		if last.End == s.Off && last.Direct == direct {
-			last.End = s.End
-			last.append(s.segment)
-			return
-		}
-	}
-	f.Runs = append(f.Runs, Run{Span: s.Span, Direct: direct, segments: []segment{s.segment}})
 }

@@ -261,6 +261,33 @@ func (f *File) spans() []addr.Span {
 	return out
 }
 
+// spanned is a segment, and the part of its file that it has.
+type spanned struct {
+	addr.Span
+	segment
+}
+
+// take adds a piece to the file's runs.
+func (f *File) take(piece pagecache.Piece) {
+	if span := piece.Span.Clip(f.Size); span.Len() > 0 {
+		f.add(spanned{span, segment{phys: piece.Phys, n: span.Len()}})
+	}
+}
+
+// add adds a segment behind the file's runs, or to the last of them.
+func (f *File) add(s spanned) {
+	direct := s.Off%addr.PageSize == 0 && (s.End%addr.PageSize == 0 || s.End == f.Size)
+	if n := len(f.Runs); n > 0 {
+		last := &f.Runs[n-1]
+		if last.End == s.Off && last.Direct == direct {
+			last.End = s.End
+			last.append(s.segment)
+			return
+		}
+	}
+	f.Runs = append(f.Runs, Run{Span: s.Span, Direct: direct, segments: []segment{s.segment}})
+}
+
 // Physical yields the pieces of physical memory that hold the run, in its order,
 // and their lengths in bytes; none for what was read from the disk.
 func (r *Run) Physical() iter.Seq2[addr.Phys, int64] {
