@@ -29,9 +29,7 @@ func (r *restorer) absent() {
 				continue
 			}
 			if err := r.takeAway(l, dir, string(name), at); err != nil {
-				r.result.Failures = append(r.result.Failures, wire.Failure{
-					Inode: l.file.Inode, Generation: l.file.Generation, Reason: fmt.Sprintf("%q was not there any more: take the name away: %v", at, err),
-				})
+				r.warn(l, fmt.Errorf("%q was not there any more: take the name away: %w", at, err))
 			}
 		}
 		unix.Close(dir)

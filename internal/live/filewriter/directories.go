@@ -228,7 +228,7 @@ func (r *restorer) newDirectory(l *unlogged, in int, name string) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("open directory: %w", err)
 	}
-	if err := errors.Join(bareOfACLs(procPath(fd)), l.ownDirectory(fd)); err != nil {
+	if err := errors.Join(l.dropInherited(procPath(fd)), l.ownDirectory(fd)); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}

@@ -89,9 +89,14 @@ func (w *writer) restore(mount *os.File, files []wire.File, attrs []wire.Attr, d
 	})
 }
 
-// fail records that something could not be done to a file.
+// fail records that something could not be done to a file, of which nothing more is done.
 func (r *restorer) fail(l *unlogged, err error) {
 	l.failed = true
+	r.warn(l, err)
+}
+
+// warn records that something could not be done to a file. All else is done as for other files.
+func (r *restorer) warn(l *unlogged, err error) {
 	r.result.Failures = append(r.result.Failures, wire.Failure{Inode: l.file.Inode, Generation: l.file.Generation, Reason: err.Error()})
 }
 
@@ -209,8 +214,7 @@ func (r *restorer) create(l *unlogged) error {
 		if !l.attr.Partial {
 			return err
 		}
-		r.fail(l, fmt.Errorf("%w: it was made again without that", err))
-		l.failed = false
+		r.warn(l, fmt.Errorf("%w: it was made again without that", err))
 	}
 	dir, err := r.temporary(l)
 	if err != nil {
@@ -225,7 +229,7 @@ func (r *restorer) create(l *unlogged) error {
 		return fmt.Errorf("make file: %w", err)
 	}
 	defer unix.Close(fd)
-	if err := bareOfACLs(procPath(fd)); err != nil {
+	if err := l.dropInherited(procPath(fd)); err != nil {
 		return err
 	}
 	return l.isMade(fd, "")

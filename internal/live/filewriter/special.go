@@ -63,7 +63,7 @@ func (r *restorer) makeSpecial(l *unlogged) error {
 		err = unix.Symlinkat(string(l.attr.Target), dir, l.temp)
 	} else {
 		if err = unix.Mknodat(dir, l.temp, l.kind()|0o600, int(l.attr.Device)); err == nil {
-			err = bareOfACLs(procPath(dir) + "/" + l.temp)
+			err = l.dropInherited(procPath(dir) + "/" + l.temp)
 		}
 	}
 	if err != nil {

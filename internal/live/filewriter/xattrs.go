@@ -21,8 +21,11 @@ const (
 	defaultACL = "system.posix_acl_default"
 )
 
-// bareOfACLs takes from what was just created the ACLs that it has from its directory.
-func bareOfACLs(at string) error {
+// dropInherited takes from what was just created the ACLs that it has from its directory. setXattrs does it if all attributes are known.
+func (l *unlogged) dropInherited(at string) error {
+	if l.attr.XattrsAll {
+		return nil
+	}
 	for _, name := range []string{accessACL, defaultACL} {
 		if err := unix.Removexattr(at, name); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
 			return fmt.Errorf("remove inherited %q: %w", name, err)
@@ -88,13 +91,11 @@ func readXattr(read func(b []byte) (int, error)) ([]byte, error) {
 	return b[:max(0, n)], err
 }
 
-// reportXattrs records the extended attributes that could not be set. All else is done.
+// reportXattrs records the extended attributes that could not be set.
 func (r *restorer) reportXattrs() {
 	for _, l := range r.all {
 		if l.lacks != nil {
-			failed := l.failed
-			r.fail(l, fmt.Errorf("its extended attributes are not as they were: %w", l.lacks))
-			l.failed = failed
+			r.warn(l, fmt.Errorf("its extended attributes are not as they were: %w", l.lacks))
 		}
 	}
 }
@@ -114,13 +115,12 @@ func (l *unlogged) hasMode(mode uint32) bool {
 }
 
 // warnOfXattrs records that extended attributes may be lost, unless the inode on the disk has the same ctime, which each change of them sets;
-// st is nil if it is missing. All else is done as for other files.
+// st is nil if it is missing.
 func (r *restorer) warnOfXattrs(l *unlogged, st *unix.Stat_t) {
 	ctime := l.attr.Ctime
 	if l.attr.XattrsLack == "" || l.attr.Links == 0 || st != nil && st.Ctim.Sec == ctime.Sec && st.Ctim.Nsec == int64(ctime.Nsec) {
 		return
 	}
 	l.stale, l.unsure = true, l.attr.ACL
-	r.fail(l, fmt.Errorf("%s; on the disk they may be older, or missing", l.attr.XattrsLack))
-	l.failed = false
+	r.warn(l, fmt.Errorf("%s; on the disk they may be older, or missing", l.attr.XattrsLack))
 }
