@@ -174,7 +174,7 @@ func (c *chosen) verdict() error {
 				if inventory.LeftOut(r) {
 					continue // counted
 				}
-				single = append(single, fmt.Sprintf("%s: %s: %v", l.Device, printable(f.Label()), r))
+				single = append(single, fmt.Sprintf("%s: %s: %v", l.Device, printable(f.Label()), r.Why()))
 			}
 		}
 	}

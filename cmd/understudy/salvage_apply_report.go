@@ -39,13 +39,7 @@ func applyVerdict(r *offline.Report) error {
 			out.what = append(out.what, fmt.Sprintf("and %d more refusals; --json tells all", len(r.Refused)-i))
 			break
 		}
-		what := ""
-		if path := inventory.TextOf(why.Path, why.PathBase64); path != "" {
-			what = printable(path) + ": "
-		} else if why.Inode != 0 && why.Pages == 0 {
-			what = fmt.Sprintf("inode %d: ", why.Inode)
-		}
-		out.what = append(out.what, what+why.Reason)
+		out.what = append(out.what, why.String())
 	}
 	return &out
 }

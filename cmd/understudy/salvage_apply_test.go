@@ -19,6 +19,7 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture/record"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
@@ -75,7 +76,7 @@ func (b *bench) apply(args ...string) offline.Report {
 		b.t.Errorf("exit status %d, complete: %v: %s", status, r.Complete, &errs)
 	}
 	for n, why := range r.Refused {
-		if slices.ContainsFunc(r.Refused[:n], func(other offline.Refusal) bool { return reflect.DeepEqual(why, other) }) {
+		if slices.ContainsFunc(r.Refused[:n], func(other takeover.Refusal) bool { return reflect.DeepEqual(why, other) }) {
 			b.t.Errorf("reported twice: %+v", why)
 		}
 	}

@@ -181,6 +181,13 @@ func (t *lastTakeover) write(w io.Writer) error {
 	} else {
 		fmt.Fprintf(w, "takeover    %s, %s\n", at, t.Verdict)
 		fmt.Fprintf(w, "            %d files, %d bytes recovered, %d refused\n", t.Files, t.Bytes, t.Refusals())
+		named := t.Refused[:min(len(t.Refused), maxNamed)]
+		for _, r := range named {
+			fmt.Fprintf(w, "            refused: %v\n", r)
+		}
+		if more := t.Refusals() - len(named); more > 0 {
+			fmt.Fprintf(w, "            and %d more refusals; status --json tells all that are known by name\n", more)
+		}
 		fmt.Fprintf(w, "            %s\n", &t.Notified)
 	}
 	return takeover.WriteSteps(w, t.Steps, 50)

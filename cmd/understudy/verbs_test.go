@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"understudy.dev/understudy/internal/live/wire"
@@ -14,7 +16,7 @@ import (
 // memory only.
 func TestLeftBehind(t *testing.T) {
 	disk := []supervisor.RecordDisk{{Name: "data"}}
-	whole, part := &offline.Report{Complete: true}, &offline.Report{Refused: []offline.Refusal{{Reason: "torn"}}}
+	whole, part := &offline.Report{Complete: true}, &offline.Report{Refused: []takeover.Refusal{{Reason: "torn"}}}
 	for name, tc := range map[string]struct {
 		record  *supervisor.Record
 		reports []*offline.Report
@@ -59,5 +61,26 @@ func TestSwitchAlarm(t *testing.T) {
 		if got != tc.want {
 			t.Errorf("%s: %d, want %d", name, got, tc.want)
 		}
+	}
+}
+
+// TestTakeoverText: what was not brought over is named, and the rest of it counted.
+func TestTakeoverText(t *testing.T) {
+	last := lastTakeover{Verdict: "panic"}
+	last.MoreRefused = 3
+	for n := range maxNamed + 2 {
+		last.Refused = append(last.Refused, takeover.Refusal{Disk: "data", Path: fmt.Sprintf("db/%d\x1b", n), Reason: "torn"})
+	}
+	var b strings.Builder
+	if err := last.write(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"15 refused", `refused: disk data: "db/9\x1b": torn`, "and 5 more refusals"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %s in:\n%s", want, &b)
+		}
+	}
+	if strings.Contains(b.String(), "db/10") {
+		t.Errorf("more than %d are named:\n%s", maxNamed, &b)
 	}
 }

@@ -64,6 +64,7 @@ func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 // walks can yield it in its place.
 type Refusal struct {
 	Inode addr.Ino
+	Path  string     // from the top of the file system; empty if it was not looked for, or memory does not have it
 	Index addr.Index // the first page
 	Pages uint64     // how many pages at most; 0 if it is about the whole file
 	Each  addr.Pages // the size of a page, if there are any
@@ -71,12 +72,14 @@ type Refusal struct {
 	Cause error // more about it; may be nil
 }
 
-func (r *Refusal) Error() string {
-	s := fmt.Sprintf("refuse inode %d", r.Inode)
+func (r *Refusal) Error() string { return fmt.Sprintf("refuse inode %d: %s", r.Inode, r.Why()) }
+
+// Why returns what is refused of the file, and the reason.
+func (r *Refusal) Why() string {
+	s := r.Reason.String()
 	if r.Pages > 0 {
-		s += fmt.Sprintf(" page %d (%d pages)", r.Index, r.Pages)
+		s = fmt.Sprintf("page %d (%d pages): %s", r.Index, r.Pages, s)
 	}
-	s += ": " + r.Reason.String()
 	if r.Cause != nil {
 		s += ": " + r.Cause.Error()
 	}

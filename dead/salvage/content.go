@@ -25,7 +25,7 @@ func (w *diskWalk) content(i *pagecache.Inode, f *File) error {
 		return nil
 	}
 	for _, r := range refused {
-		w.p.note(r)
+		w.p.noteOf(i, w.paths, r)
 	}
 	if f.Metadata.Committed {
 		return nil

@@ -171,6 +171,15 @@ func (p *Plan) note(err error) {
 	p.Faults = append(p.Faults, err)
 }
 
+// noteOf is note for an inode.
+func (p *Plan) noteOf(i *pagecache.Inode, paths *pagecache.Paths, err error) {
+	var refusal *pagecache.Refusal
+	if errors.As(err, &refusal) {
+		refusal.Path, _ = paths.Of(i) // else it is known by its number
+	}
+	p.note(err)
+}
+
 // addAll plans for each inode, on all CPUs: each CPU takes one stretch of the inodes.
 func (p *Plan) addAll(c *pagecache.Cache, s *pagecache.Superblock, inodes []*pagecache.Inode) {
 	workers := max(1, min(runtime.GOMAXPROCS(0), len(inodes)/64))
@@ -216,14 +225,14 @@ func (p *Plan) add(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Ino
 	}
 	for piece, err := range pieces(s, i) {
 		if err != nil {
-			p.note(err)
+			p.noteOf(i, paths, err)
 			continue
 		}
 		f.take(piece)
 	}
 	if why := p.unfit(i); why != 0 {
 		if len(f.Runs) > 0 {
-			p.note(&pagecache.Refusal{Inode: i.Ino, Reason: why})
+			p.noteOf(i, paths, &pagecache.Refusal{Inode: i.Ino, Reason: why})
 		}
 		return
 	}
@@ -368,7 +377,7 @@ func (p *Plan) Remove(files map[addr.Ino]struct{}) {
 func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, r journal.AfterMount) {
 	i := r.Inode
 	if r.Lost != nil {
-		p.note(&pagecache.Refusal{Inode: i.Ino, Reason: pagecache.Partial, Cause: r.Lost})
+		p.noteOf(i, c.Paths(s), &pagecache.Refusal{Inode: i.Ino, Reason: pagecache.Partial, Cause: r.Lost})
 	}
 	if !i.Regular() {
 		return

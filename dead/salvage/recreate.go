@@ -76,12 +76,13 @@ func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, 
 	}
 	listed := make(map[addr.Virt]struct{})
 	for i, err := range c.Inodes(s) {
-		if err == nil {
-			listed[i.Addr] = struct{}{}
-			err = w.add(i)
-		}
 		if err != nil {
 			p.note(err)
+			continue
+		}
+		listed[i.Addr] = struct{}{}
+		if err := w.add(i); err != nil {
+			p.noteOf(i, w.paths, err)
 		}
 	}
 	var dropped iter.Seq[error]
@@ -171,7 +172,7 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 		}
 	}
 	if n := f.Metadata.unknownBytes(); n > 0 {
-		err := fmt.Errorf("%q: of %d bytes %d are not in memory, and those of the disk may be older", f.Path, f.Size, n)
+		err := fmt.Errorf("of %d bytes %d are not in memory, and those of the disk may be older", f.Size, n)
 		if w.partial {
 			err = fmt.Errorf("%w; the rest is written", err)
 		}
@@ -179,7 +180,7 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 		if !w.partial {
 			return refusal
 		}
-		w.p.note(refusal)
+		w.p.noteOf(i, w.paths, refusal)
 	}
 	w.p.Files = append(w.p.Files, f)
 	return nil

@@ -16,6 +16,7 @@ import (
 // memory is gathered while the understudy mounts it.
 func (r *run) disk(ctx context.Context, disk string) error {
 	r.refusedBefore = r.report.Refusals()
+	known := len(r.report.Refused)
 	if err := r.record(disk, Fenced); err != nil {
 		return err
 	}
@@ -31,8 +32,7 @@ func (r *run) disk(ctx context.Context, disk string) error {
 	}
 	r.teller.meet(ctx)
 	if remains == nil && r.options.Salvager != nil && r.options.StopIfRefused {
-		why := r.report.Refused[len(r.report.Refused)-1]
-		return fmt.Errorf("%s: %s (takeover: {refused: serve} would go on without what is unsaved)", why.What, why.Reason)
+		return fmt.Errorf("%s (takeover: {refused: serve} would go on without what is unsaved)", r.report.Refused[known].Reason)
 	}
 	if remains != nil {
 		// Before the disk is handed over: without room, all is left as it is.
@@ -78,7 +78,7 @@ func (r *run) disk(ctx context.Context, disk string) error {
 		r.report.Commits = append(r.report.Commits, commit)
 	}
 	if request.Len > 0 {
-		if err := r.measure("apply", func() error { return r.apply(ctx, request, named) }); err != nil {
+		if err := r.measure("apply", func() error { return r.apply(ctx, request, named, remains) }); err != nil {
 			return err
 		}
 	}
@@ -156,7 +156,7 @@ func (r *run) examine(ctx context.Context, disk string) (Remains, Commit, error)
 		return nil, commit, err
 	}
 	if err != nil {
-		r.refuse("disk "+disk, err)
+		r.refuse(disk, Refusal{Reason: err.Error()})
 		return nil, commit, nil
 	}
 	start := time.Now()
@@ -173,7 +173,11 @@ func (r *run) examine(ctx context.Context, disk string) (Remains, Commit, error)
 		return nil, commit, fmt.Errorf("write the last commit of disk %s: %w", disk, writes.failed)
 	}
 	if err != nil {
-		r.refuse("last commit of disk "+disk, err)
+		lost, named := errors.AsType[*GivenUp](err)
+		if !named {
+			lost = &GivenUp{Err: err}
+		}
+		r.refuse(disk, lost.Refused()...)
 		return nil, commit, nil
 	}
 	return remains, commit, nil
@@ -191,7 +195,7 @@ func (r *run) gather(disk string, remains Remains) wire.ApplyRequest {
 		return err
 	})
 	if err != nil {
-		r.refuse("disk "+disk, err)
+		r.refuse(disk, Refusal{Reason: err.Error()})
 		return wire.ApplyRequest{}
 	}
 	return request
@@ -209,7 +213,7 @@ func (r *run) stage(disk string, remains Remains) (wire.ApplyRequest, error) {
 	if err != nil {
 		return none, err
 	}
-	r.report.Refused = append(r.report.Refused, found.Refused...)
+	r.refuse(disk, found.Refused...)
 	if len(found.Files) == 0 {
 		return none, nil
 	}
@@ -258,11 +262,11 @@ func (r *run) name(ctx context.Context, disk string, found *wire.Check, remains 
 	r.report.MoreRefused += found.More
 	result, err := r.machine.Name(ctx, request)
 	if errors.Is(err, wire.ErrUnsent) {
-		r.refuse("names on disk "+disk, fmt.Errorf("they stay as e2fsck left them: %w", err))
+		r.refuse(disk, Refusal{Reason: fmt.Sprintf("its names stay as e2fsck left them: %v", err)})
 		return result, nil
 	}
 	for _, f := range result.Failures {
-		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), errors.New(f.Reason))
+		r.refuse(disk, remains.Refusal(f))
 	}
 	r.report.Acts = append(r.report.Acts, result.Acts...)
 	r.report.MoreRefused, r.report.MoreActs = r.report.MoreRefused+result.MoreFailures, r.report.MoreActs+result.MoreActs
@@ -272,7 +276,7 @@ func (r *run) name(ctx context.Context, disk string, found *wire.Check, remains 
 // apply makes the understudy write files, and counts what it wrote. A file that it could not
 // write is in the report, unless an operation in flight removed it; a takeover goes on without
 // it.
-func (r *run) apply(ctx context.Context, request wire.ApplyRequest, named wire.NameResult) error {
+func (r *run) apply(ctx context.Context, request wire.ApplyRequest, named wire.NameResult, remains Remains) error {
 	start := time.Now()
 	result, err := r.machine.Apply(ctx, request)
 	if err != nil {
@@ -287,7 +291,7 @@ func (r *run) apply(ctx context.Context, request wire.ApplyRequest, named wire.N
 	r.report.Acts = append(r.report.Acts, result.Acts...)
 	r.report.MoreRefused, r.report.MoreActs = r.report.MoreRefused+result.MoreFailures, r.report.MoreActs+result.MoreActs
 	for _, f := range named.Left(result.Failures) {
-		r.refuse(fmt.Sprintf("inode %d generation %d", f.Inode, f.Generation), errors.New(f.Reason))
+		r.refuse(request.Disk, remains.Refusal(f))
 	}
 	return nil
 }

@@ -1,9 +1,11 @@
 package takeover
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"strconv"
 	"time"
 
 	"understudy.dev/understudy/internal/live/wire"
@@ -73,7 +75,7 @@ type Remains interface {
 	// Finish writes to the image what must be there before anything mounts it: the dead kernel's
 	// last commit. If it fails, the file system is what an ordinary crash leaves, or has all of
 	// the commit in its log; nothing else is written then, since a file would get only a part of
-	// what it was to be.
+	// what it was to be: a *GivenUp.
 	Finish(image Image) (Commit, error)
 	// Size is how many bytes of staging Gather fills at most. It is valid after Finish.
 	Size() int64
@@ -82,6 +84,8 @@ type Remains interface {
 	// Names returns the names that the dead kernel had for the inodes which a check has found
 	// without a name, or with too many.
 	Names(found *wire.Check) wire.NameRequest
+	// Refusal is what a side could not do to a file.
+	Refusal(f wire.Failure) Refusal
 }
 
 // Commit is what Finish did.
@@ -163,9 +167,44 @@ type Gathered struct {
 	Refused []Refusal
 }
 
-// Refusal is something that salvage saw and did not bring over.
+// Refusal is data of the dead memory that is not brought to a disk.
 type Refusal struct {
-	What   string `json:"what"`
-	Count  int    `json:"count"`
-	Reason string `json:"reason"`
+	Disk       string `json:"disk,omitempty"`        // of a pair, by name
+	Path       string `json:"path,omitempty"`        // in the disk's file system, as the dead kernel had it; empty if that is not known
+	PathBase64 []byte `json:"path_base64,omitempty"` // likewise, if it is not UTF-8
+	Inode      uint64 `json:"inode,omitempty"`       // likewise; 0 if it is not about one file
+	Pages      uint64 `json:"pages,omitempty"`       // at most this many; 0 means the whole file
+	Reason     string `json:"reason"`
+}
+
+// GivenUp says that the last commit was refused, and names the files that are therefore as an ordinary crash leaves
+// them.
+type GivenUp struct {
+	Err   error
+	Files []Refusal
+}
+
+func (g *GivenUp) Error() string { return "the last commit: " + g.Err.Error() }
+
+func (g *GivenUp) Unwrap() error { return g.Err }
+
+// Refused is all that is not brought to the disk.
+func (g *GivenUp) Refused() []Refusal { return append([]Refusal{{Reason: g.Error()}}, g.Files...) }
+
+// String returns the refusal on one line.
+func (r Refusal) String() string {
+	s := r.Reason
+	switch at := cmp.Or(r.Path, string(r.PathBase64)); {
+	case at != "":
+		if quoted := strconv.Quote(at); quoted[1:len(quoted)-1] != at {
+			at = quoted
+		}
+		s = at + ": " + s
+	case r.Inode != 0:
+		s = fmt.Sprintf("inode %d: %s", r.Inode, s)
+	}
+	if r.Disk != "" {
+		s = "disk " + r.Disk + ": " + s
+	}
+	return s
 }

@@ -229,6 +229,10 @@ func (r *run) limited(ctx context.Context, name string, f func(context.Context) 
 	return err
 }
 
-func (r *run) refuse(what string, err error) {
-	r.report.Refused = append(r.report.Refused, Refusal{What: what, Count: 1, Reason: err.Error()})
+// refuse reports what is not brought to a disk.
+func (r *run) refuse(disk string, all ...Refusal) {
+	for _, refused := range all {
+		refused.Disk = disk
+		r.report.Refused = append(r.report.Refused, refused)
+	}
 }

@@ -138,6 +138,10 @@ func (b *body) Names(found *wire.Check) wire.NameRequest {
 	return wire.NameRequest{Check: found, Files: []wire.Named{{Inode: 171, Paths: [][]byte{[]byte("a")}}}}
 }
 
+func (b *body) Refusal(f wire.Failure) Refusal {
+	return Refusal{Path: fmt.Sprintf("file %d", f.Inode), Inode: f.Inode, Reason: f.Reason}
+}
+
 func (b *body) Size() int64 { return b.found.Used }
 
 func (b *body) Gather(staging []byte) (Gathered, error) {
@@ -217,13 +221,28 @@ func TestRefusedSalvage(t *testing.T) {
 // get a part of what it was to be.
 func TestRefusedCommit(t *testing.T) {
 	m := newStand()
-	wrong := errors.New("the log does not fit")
+	wrong := &GivenUp{errors.New("the log does not fit"), []Refusal{{Path: "a", Inode: 12, Reason: "as a crash leaves it"}}}
 	r, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, finish: wrong, found: someFiles()}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Refused) != 1 || r.Refused[0].What != "last commit of disk data" || m.plan != nil || m.calls[len(m.calls)-1] != "go live" {
+	want := []Refusal{{Disk: "data", Reason: "the last commit: the log does not fit"}, {Disk: "data", Path: "a", Inode: 12, Reason: "as a crash leaves it"}}
+	if !reflect.DeepEqual(r.Refused, want) || m.plan != nil || m.calls[len(m.calls)-1] != "go live" {
 		t.Errorf("refused %v, calls %v", r.Refused, m.calls)
+	}
+}
+
+func TestRefusalText(t *testing.T) {
+	for want, r := range map[string]Refusal{
+		"disk data: etc/passwd: torn":      {Disk: "data", Path: "etc/passwd", Inode: 12, Reason: "torn"},
+		"\"a\\nb\": torn":                  {Path: "a\nb", Reason: "torn"},
+		"\"\\xff\\x1b[2J\": torn":          {PathBase64: []byte("\xff\x1b[2J"), Reason: "torn"},
+		"inode 12: torn":                   {Inode: 12, Reason: "torn"},
+		"disk data: the last commit: torn": {Disk: "data", Reason: "the last commit: torn"},
+	} {
+		if got := r.String(); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
 	}
 }
 
@@ -255,7 +274,7 @@ func TestAbsentDisk(t *testing.T) {
 // refusal of single files does not.
 func TestStopIfRefused(t *testing.T) {
 	wrong := errors.New("the journal was aborted")
-	for name, b := range map[string]*body{"examine": {examine: wrong}, "commit": {finish: wrong, found: someFiles()}} {
+	for name, b := range map[string]*body{"examine": {examine: wrong}, "commit": {finish: &GivenUp{wrong, []Refusal{{Inode: 12}}}, found: someFiles()}} {
 		m := newStand()
 		b.m = m
 		_, err := play(m, Options{Disks: []string{"data"}, Salvager: b, StopIfRefused: true})
@@ -352,7 +371,7 @@ func TestGoneIsNotMissing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Refusal{{What: "inode 12 generation 4", Count: 1, Reason: "other"}, {What: "inode 13 generation 3", Count: 1, Reason: "renamed"}}
+	want := []Refusal{{Disk: "data", Path: "file 12", Inode: 12, Reason: "other"}, {Disk: "data", Path: "file 13", Inode: 13, Reason: "renamed"}}
 	if !reflect.DeepEqual(r.Refused, want) {
 		t.Errorf("refused %v, want %v", r.Refused, want)
 	}
@@ -365,7 +384,7 @@ func TestFailuresOfFilesAreReported(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Refusal{{What: "inode 12 generation 3", Count: 1, Reason: "no space"}}
+	want := []Refusal{{Disk: "data", Path: "file 12", Inode: 12, Reason: "no space"}}
 	if !reflect.DeepEqual(r.Refused, want) {
 		t.Errorf("refused %v, want %v", r.Refused, want)
 	}
@@ -384,7 +403,7 @@ func TestMoreFailuresThanNamed(t *testing.T) {
 	if r.Refusals() != 7 || len(r.Refused) != 0 || len(r.Acts) != 1 || r.MoreActs != 10 {
 		t.Errorf("%d refused, acts %v and %d more", r.Refusals(), r.Acts, r.MoreActs)
 	}
-	r.Refused = slices.Repeat([]Refusal{{What: "inode 12", Reason: strings.Repeat("why ", 1<<10)}}, 1<<16)
+	r.Refused = slices.Repeat([]Refusal{{Inode: 12, Reason: strings.Repeat("why ", 1<<10)}}, 1<<16)
 	r.Fit()
 	if b, err := json.Marshal(r); err != nil || len(b) > 8<<20 || len(r.Refused) == 0 || r.Refusals() != 7+1<<16 {
 		t.Errorf("%d bytes with %d refused, of %d, %v", len(b), len(r.Refused), r.Refusals(), err)
@@ -398,7 +417,7 @@ func TestNamesThatDoNotFit(t *testing.T) {
 	m.lost = []uint64{171}
 	m.fail["name"] = fmt.Errorf("call name: %w: a message over the limit", wire.ErrUnsent)
 	r, err := play(m, Options{Disks: []string{"data"}, Salvager: &body{m: m, commit: Commit{Check: "why"}, found: someFiles()}})
-	if err != nil || len(r.Refused) != 1 || r.Refused[0].What != "names on disk data" || !slices.Contains(m.calls, "apply") {
+	if err != nil || len(r.Refused) != 1 || r.Refused[0].Disk != "data" || !slices.Contains(m.calls, "apply") {
 		t.Errorf("%+v, calls %v, %v", r, m.calls, err)
 	}
 }

@@ -228,9 +228,7 @@ func (p *play) takeOver(ctx context.Context, v liveness.Verdict) error {
 		p.report.Checked = p.report.Checked || c.Check != ""
 		p.report.InFlight += c.Open
 	}
-	for _, f := range report.Refused {
-		p.report.Refused += f.Count
-	}
+	p.report.Refused = report.Refusals()
 	if p.o.Contrast {
 		report.Timeline.Add("(copy disk)", p.fence, p.keptAt)
 	}

@@ -110,7 +110,7 @@ func (r *Report) Write(w io.Writer) error {
 		fmt.Fprintf(w, "%s\n", strings.Replace(r.Commits[i].String(), "last commit: ", "last commit      ", 1))
 	}
 	for _, f := range r.Refusals {
-		fmt.Fprintf(w, "                 %s: %s (%d)\n", f.What, f.Reason, f.Count)
+		fmt.Fprintf(w, "                 %v\n", f)
 	}
 	fmt.Fprintf(w, "told             %s\n", &r.Notified)
 	fmt.Fprintf(w, "compared         %d files by SHA-256: %d wrong, %d missing, %d bytes wrong\n",

@@ -73,7 +73,7 @@ func (p *run) crash(ctx context.Context) error {
 	}
 	p.report.Steps = report.Timeline.Steps()
 	for _, f := range report.Refused {
-		p.report.fail("not brought over: %s: %s (%d)", f.What, f.Reason, f.Count)
+		p.report.fail("not brought over: %v", f)
 	}
 	var text strings.Builder
 	if err := takeover.WriteSteps(&text, p.report.Steps, 50); err != nil {

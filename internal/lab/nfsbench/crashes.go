@@ -214,7 +214,7 @@ func (c *crashRun) takeOver(ctx context.Context) error {
 	}
 	c.report.TookMS = float64(time.Since(began).Microseconds()) / 1000
 	for _, f := range report.Refused {
-		c.report.Failures = append(c.report.Failures, fmt.Sprintf("not brought over: %s: %s (%d)", f.What, f.Reason, f.Count))
+		c.report.Failures = append(c.report.Failures, "not brought over: "+f.String())
 	}
 	return nil
 }

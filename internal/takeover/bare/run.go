@@ -163,7 +163,7 @@ func (m *machine) takeOver(ctx context.Context, v liveness.Verdict) (*Report, er
 		say("disk %s: %v", c.Disk, &c)
 	}
 	for _, r := range serving.Refused {
-		say("refused: %s: %s", r.What, r.Reason)
+		say("refused: %v", r)
 	}
 	if serving.MoreRefused > 0 {
 		say("refused: and %d more", serving.MoreRefused)

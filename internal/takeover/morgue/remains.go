@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"understudy.dev/understudy/dead/addr"
+	"understudy.dev/understudy/dead/inventory"
 	"understudy.dev/understudy/dead/journal"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
@@ -27,25 +28,39 @@ type Remains struct {
 
 	rescue *journal.Rescue // of Finish
 	did    *journal.Report // likewise
+
+	paths map[file]string // of the plan's files, once Refusal was asked for one
 }
 
-// GivenUp says that the last commit was refused, and which files are therefore as an
-// ordinary crash leaves them.
-type GivenUp struct {
-	Err   error
-	Files []salvage.File
-	Bytes int64 // unsaved, of those files
+// file identifies a file.
+type file struct {
+	inode      uint64
+	generation uint32
 }
 
-func (g *GivenUp) Error() string {
-	return fmt.Sprintf("%v; %d files with %d unsaved bytes are as a crash leaves them", g.Err, len(g.Files), g.Bytes)
+func refusal(ino addr.Ino, path, reason string) takeover.Refusal {
+	r := takeover.Refusal{Inode: uint64(ino), Reason: reason}
+	r.Path, r.PathBase64 = inventory.Text(path)
+	return r
 }
 
-func (g *GivenUp) Unwrap() error { return g.Err }
+// LeftOut returns what is not in a plan.
+func LeftOut(p *salvage.Plan) []takeover.Refusal {
+	var all []takeover.Refusal
+	for _, refused := range p.Refused {
+		r := refusal(refused.Inode, refused.Path, refused.Why())
+		r.Pages = refused.Pages
+		all = append(all, r)
+	}
+	for _, fault := range p.Faults {
+		all = append(all, takeover.Refusal{Reason: fault.Error()})
+	}
+	return all
+}
 
 // Finish carries out the last commit on an image. Files that it has written are removed from
 // the plan, and what a check of the file system may lose is added to it. If the commit is
-// refused, the plan is given up, and the error is a *GivenUp: no file gets only a part of what
+// refused, the plan is given up, and the error is a *takeover.GivenUp: no file gets only a part of what
 // it was to be. What fails after the commit is added to the plan's faults. Any other error
 // means that the image could not be read.
 //
@@ -69,8 +84,12 @@ func (r *Remains) Finish(image takeover.Image) (takeover.Commit, error) {
 		// failed.
 		r.Plan.Faults = append(r.Plan.Faults, err)
 	} else if err != nil {
-		bytes := r.Plan.Report().Bytes
-		return c, &GivenUp{Err: err, Files: r.Plan.GiveUp(), Bytes: bytes}
+		bytes, files := r.Plan.Report().Bytes, r.Plan.GiveUp()
+		lost := &takeover.GivenUp{Err: fmt.Errorf("%w; %d files with %d unsaved bytes are as a crash leaves them", err, len(files), bytes)}
+		for _, f := range files {
+			lost.Files = append(lost.Files, refusal(f.Ino, f.Path, "it is as a crash leaves it, without the last commit"))
+		}
+		return c, lost
 	}
 	r.takePlaced(did)
 	r.Plan.Remove(did.Written)
@@ -123,20 +142,25 @@ func (r *Remains) Size() int64 { return r.Plan.StagingSize() }
 func (r *Remains) Gather(staging []byte) (takeover.Gathered, error) {
 	p := r.Plan
 	g := takeover.Gathered{Used: p.StagingSize(), Bytes: p.Report().Bytes}
-	for _, refusal := range p.Refused {
-		g.Refused = append(g.Refused, takeover.Refusal{
-			What: fmt.Sprintf("inode %d", refusal.Inode), Count: int(max(1, refusal.Pages)), Reason: refusal.Error(),
-		})
-	}
-	for _, fault := range p.Faults {
-		g.Refused = append(g.Refused, takeover.Refusal{What: "walk", Count: 1, Reason: fault.Error()})
-	}
+	g.Refused = LeftOut(p)
 	if err := p.Gather(staging); err != nil {
 		return g, err
 	}
 	var err error
 	g.Files, g.Attrs, err = Files(p, false)
 	return g, err
+}
+
+// Refusal is what a side could not do to a file of the plan.
+func (r *Remains) Refusal(f wire.Failure) takeover.Refusal {
+	if r.paths == nil {
+		r.paths = make(map[file]string)
+		for i := range r.Plan.Files {
+			planned := &r.Plan.Files[i]
+			r.paths[file{uint64(planned.Ino), planned.Generation}] = planned.Path
+		}
+	}
+	return refusal(addr.Ino(f.Inode), r.paths[file{f.Inode, f.Generation}], f.Reason)
 }
 
 // Names returns the names that the dead kernel had for the inodes which a check has found

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
@@ -56,3 +57,7 @@ func (unmounted) Size() int64 { return 0 }
 func (unmounted) Gather([]byte) (takeover.Gathered, error) { return takeover.Gathered{}, nil }
 
 func (unmounted) Names(*wire.Check) wire.NameRequest { return wire.NameRequest{} }
+
+func (unmounted) Refusal(f wire.Failure) takeover.Refusal {
+	return refusal(addr.Ino(f.Inode), "", f.Reason)
+}

@@ -14,6 +14,7 @@ import (
 
 	"understudy.dev/understudy/internal/live/foreign"
 	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/takeover"
 )
 
 // Place is where a file system is: a disk, or a partition of it.
@@ -72,9 +73,9 @@ func (c *custody) done(p Place) (doneDisk, bool) {
 
 // report returns the report of a disk that an earlier run has brought up to date.
 func (c *custody) report(d doneDisk) *Report {
-	r := &Report{Image: c.Memory, Disk: d.Path, Part: d.Part, Resumed: true, Refused: []Refusal{}, Complete: true, Stages: []StageTime{}}
+	r := &Report{Image: c.Memory, Disk: d.Path, Part: d.Part, Resumed: true, Refused: []takeover.Refusal{}, Complete: true, Stages: []StageTime{}}
 	if !d.Complete {
-		r.refuse(Refusal{Reason: d.String() + " was brought up to date by an earlier run, which had refused some of it: that is in memory only, and `salvage list` and `salvage extract` have it"})
+		r.refuse(takeover.Refusal{Reason: d.String() + " was brought up to date by an earlier run, which had refused some of it: that is in memory only, and `salvage list` and `salvage extract` have it"})
 	}
 	return r
 }

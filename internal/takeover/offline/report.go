@@ -11,22 +11,23 @@ import (
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
 // Report is what a run did and refused; its JSON is the output for programs.
 type Report struct {
-	Image      string           `json:"image"`
-	Kernel     string           `json:"kernel"`
-	Disk       string           `json:"disk"`
-	Part       int              `json:"partition,omitempty"` // the number of the partition of Disk; 0 means the whole disk
-	FileSystem FileSystem       `json:"filesystem"`
-	DryRun     bool             `json:"dry_run"`
-	Resumed    bool             `json:"resumed"` // an earlier run's commit was finished
-	Commit     *takeover.Commit `json:"commit,omitempty"`
-	Plan       *Plan            `json:"plan,omitempty"`
-	Applied    *Applied         `json:"applied,omitempty"`
-	Refused    []Refusal        `json:"refused"`
-	Complete   bool             `json:"complete"` // nothing was refused
+	Image      string             `json:"image"`
+	Kernel     string             `json:"kernel"`
+	Disk       string             `json:"disk"`
+	Part       int                `json:"partition,omitempty"` // the number of the partition of Disk; 0 means the whole disk
+	FileSystem FileSystem         `json:"filesystem"`
+	DryRun     bool               `json:"dry_run"`
+	Resumed    bool               `json:"resumed"` // an earlier run's commit was finished
+	Commit     *takeover.Commit   `json:"commit,omitempty"`
+	Plan       *Plan              `json:"plan,omitempty"`
+	Applied    *Applied           `json:"applied,omitempty"`
+	Refused    []takeover.Refusal `json:"refused"`
+	Complete   bool               `json:"complete"` // nothing was refused
 	// Untouched says that nothing at all was written, since the last commit was refused.
 	Untouched bool `json:"untouched,omitempty"`
 	// NotDead says that the kernel was not in panic when its memory was taken.
@@ -91,15 +92,6 @@ type Act struct {
 	OtherBase64 []byte `json:"other_base64,omitempty"`
 }
 
-// Refusal is data that is in memory and not on the disk.
-type Refusal struct {
-	Path       string `json:"path,omitempty"`
-	PathBase64 []byte `json:"path_base64,omitempty"`
-	Inode      uint64 `json:"inode,omitempty"`
-	Pages      uint64 `json:"pages,omitempty"` // at most this many; 0 means the whole file
-	Reason     string `json:"reason"`
-}
-
 // StageTime is a step of the work, and how long it took.
 type StageTime struct {
 	Name string  `json:"name"`
@@ -111,7 +103,7 @@ func (a *application) begin() {
 	a.report = &Report{
 		Image: a.Image, Kernel: a.memory.Kernel.Release, Disk: a.Disk, Part: a.Part, DryRun: a.DryRun,
 		FileSystem: FileSystem{Type: s.Type, Device: a.fsys.Device, UUID: s.UUID.String()},
-		Refused:    []Refusal{}, Complete: true, Stages: []StageTime{},
+		Refused:    []takeover.Refusal{}, Complete: true, Stages: []StageTime{},
 		NotDead: a.memory.NotDead(),
 	}
 	if i := a.memory.Info(); i.Cut() {
@@ -141,17 +133,7 @@ func (r *Report) planned(p *salvage.Plan, placed []salvage.File) {
 		slices.SortFunc(out.Files, func(a, b File) int { return cmp.Compare(a.Inode, b.Inode) })
 	}
 	r.Plan = out
-	r.leftOut(p.Refused, p.Faults)
-}
-
-// leftOut reports what is not in a plan.
-func (r *Report) leftOut(refused []*pagecache.Refusal, faults []error) {
-	for _, refusal := range refused {
-		r.refuse(Refusal{Inode: uint64(refusal.Inode), Pages: refusal.Pages, Reason: refusal.Error()})
-	}
-	for _, fault := range faults {
-		r.refuse(Refusal{Reason: fault.Error()})
-	}
+	r.refuse(morgue.LeftOut(p)...)
 }
 
 func plannedOf(f *salvage.File) File {
@@ -169,12 +151,12 @@ func plannedOf(f *salvage.File) File {
 	return out
 }
 
-func (r *Report) refuse(why Refusal) {
-	r.Refused = append(r.Refused, why)
-	r.Complete = false
+func (r *Report) refuse(all ...takeover.Refusal) {
+	r.Refused = append(r.Refused, all...)
+	r.Complete = len(r.Refused) == 0
 }
 
-func (r *Report) applied(p *salvage.Plan, result *Result) {
+func (r *Report) applied(remains *morgue.Remains, result *Result) {
 	r.Applied = &Applied{Files: result.Applied.Files, Bytes: result.Applied.Bytes, Check: result.Check}
 	if c := r.Commit; c != nil {
 		r.Applied.Files += c.Placed
@@ -187,22 +169,12 @@ func (r *Report) applied(p *salvage.Plan, result *Result) {
 		act.Other, act.OtherBase64 = inventory.Text(string(a.Other))
 		r.Applied.Acts = append(r.Applied.Acts, act)
 	}
-	type id struct {
-		ino        uint64
-		generation uint32
-	}
-	paths := make(map[id]string)
-	for i := range p.Files {
-		paths[id{uint64(p.Files[i].Ino), p.Files[i].Generation}] = p.Files[i].Path
-	}
 	failures, more := result.left()
 	for _, f := range failures {
-		why := Refusal{Inode: f.Inode, Reason: f.Reason}
-		why.Path, why.PathBase64 = inventory.Text(paths[id{f.Inode, f.Generation}])
-		r.refuse(why)
+		r.refuse(remains.Refusal(f))
 	}
 	if more > 0 {
-		r.refuse(Refusal{Reason: fmt.Sprintf("and %d more files, which the guest's answer had no room for", more)})
+		r.refuse(takeover.Refusal{Reason: fmt.Sprintf("and %d more files, which the guest's answer had no room for", more)})
 	}
 }
 

@@ -202,18 +202,13 @@ func (a *application) finishCommit(ctx context.Context) error {
 	}
 	c.Disk = a.Disk
 	a.report.Commit = &c
-	var lost *morgue.GivenUp
+	var lost *takeover.GivenUp
 	switch {
 	case errors.Is(err, journal.ErrLog):
 		return fmt.Errorf("%w: %w", salvage.ErrDiskChanged, err)
 	case errors.As(err, &lost):
 		c.Check, a.lost = "", true
-		a.report.refuse(Refusal{Reason: "the last commit: " + lost.Err.Error()})
-		for _, f := range lost.Files {
-			why := Refusal{Inode: uint64(f.Ino), Reason: "it is as a crash leaves it, without the last commit"}
-			why.Path, why.PathBase64 = inventory.Text(f.Path)
-			a.report.refuse(why)
-		}
+		a.report.refuse(lost.Refused()...)
 		return nil
 	case err != nil:
 		return err
@@ -326,7 +321,7 @@ func (a *application) finish(ctx context.Context, left Identity) error {
 	if r != nil {
 		a.report.stages(a.memory.Stages, r.Stages)
 		if r.Lacks != "" {
-			a.report.refuse(Refusal{Reason: r.Lacks})
+			a.report.refuse(takeover.Refusal{Reason: r.Lacks})
 		}
 	}
 	return err
@@ -377,7 +372,7 @@ func (a *application) applied(r *Result, err error) error {
 		if a.checked != nil {
 			r.Check = a.checked
 		}
-		a.report.applied(a.remains.Plan, r)
+		a.report.applied(a.remains, r)
 		a.report.stages(a.memory.Stages, r.Stages)
 	}
 	return err

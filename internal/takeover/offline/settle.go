@@ -7,6 +7,7 @@ import (
 
 	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/disk"
+	"understudy.dev/understudy/internal/takeover"
 )
 
 // Settle finishes each interrupted commit to a disk, or to a partition of it, without the memory that the
@@ -66,11 +67,11 @@ func settle(ctx context.Context, path string, part int, work string) (_ *Report,
 	}
 	r := &Report{
 		Image: id.Image, Kernel: id.Kernel, Disk: path, Part: part, FileSystem: FileSystem{UUID: id.UUID}, Resumed: true,
-		Refused: []Refusal{}, Complete: true,
+		Refused: []takeover.Refusal{}, Complete: true,
 	}
 	r.stages(nil, done.Stages)
 	if done.Lacks != "" {
-		r.refuse(Refusal{Reason: done.Lacks})
+		r.refuse(takeover.Refusal{Reason: done.Lacks})
 	}
 	return r, nil
 }
