@@ -106,11 +106,12 @@ FIRST ?= 1
 oracle: kernels build
 	$(GO) run ./internal/lab/oracle/cmd -seed $(FIRST) -seeds $(SEEDS) -programs $(PROGRAMS) -table docs/ORACLE.md
 
-# The same with XFS and btrfs; writes their part of docs/ORACLE.md.
+# The same with XFS and btrfs, and takeovers of pairs with these; writes their parts of docs/ORACLE.md.
 REMADE ?= 60
 REMADE_PROGRAMS ?= 6
+REMADE_LIVE ?= 36
 oracle-remade: kernels build
-	$(GO) run ./internal/lab/oracle/cmd -seed $(FIRST) -seeds $(REMADE) -programs $(REMADE_PROGRAMS) -remade -keep out/oracle-remade -table docs/ORACLE.md
+	$(GO) run ./internal/lab/oracle/cmd -seed $(FIRST) -seeds $(REMADE) -programs $(REMADE_PROGRAMS) -live $(REMADE_LIVE) -remade -keep out/oracle-remade -table docs/ORACLE.md
 
 # The same with takeovers of running pairs; writes their part of docs/ORACLE.md.
 LIVE ?= 60

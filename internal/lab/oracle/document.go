@@ -14,7 +14,8 @@ var parts = []struct {
 }{
 	{"# The oracle\n", func(r Result) bool { return r.Deaths == 0 && !r.remakes() }, Markdown},
 	{remadeHead, func(r Result) bool { return r.Deaths == 0 && r.remakes() }, RemadeMarkdown},
-	{liveHead, func(r Result) bool { return r.Deaths > 0 }, LiveMarkdown},
+	{liveHead, func(r Result) bool { return r.Deaths > 0 && !r.remakes() }, LiveMarkdown},
+	{remadeLiveHead, func(r Result) bool { return r.Deaths > 0 && r.remakes() }, RemadeLiveMarkdown},
 }
 
 // remakes reports whether the result is of a configuration whose rescue makes again what was not committed.

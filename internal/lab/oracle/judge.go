@@ -220,7 +220,7 @@ func (c *Crashed) judge(ctx context.Context, o Options, r *Result) error {
 	}
 	if o.Rescue != nil {
 		if c.Config.remakes() {
-			c.remade = remadeOf(trees[0], r.Rescue)
+			c.remade = remadeOf(trees[0], r.Rescue, "")
 		}
 		tree := c.Compare(trees[1])
 		if r.Tree = &tree; r.Rescue.Exit != 0 && !c.Config.remakes() {

@@ -150,16 +150,14 @@ func (l *live) describe(program string) (*pair.Pair, error) {
 	}
 	modules := filepath.Join(tree, "lib", "modules", filepath.Base(tree))
 	worker := initramfs.Copy("/oracle", filepath.Join(filepath.Dir(packed), "init"), 0o755)
-	if err := (smallguest.Image{Program: program, Modules: modules, Files: []initramfs.File{worker}}).WriteFile(filepath.Join(l.dir, "guest.cpio")); err != nil {
+	guest := smallguest.Image{Program: program, Modules: modules, Files: []initramfs.File{worker}}
+	if l.Config.remakes() {
+		guest.Types = []string{l.Config.Type}
+	}
+	if err := guest.WriteFile(filepath.Join(l.dir, "guest.cpio")); err != nil {
 		return nil, err
 	}
-	tops := filepath.Join(l.dir, "tops")
-	for n := range l.Deaths {
-		if err := os.MkdirAll(filepath.Join(tops, top(n+1)), 0o755); err != nil {
-			return nil, err
-		}
-	}
-	if err := l.format(l.image, "-d", tops); err != nil {
+	if err := l.formatTops(); err != nil {
 		return nil, err
 	}
 	machine, err := pair.ThisMachine()
@@ -180,6 +178,29 @@ func (l *live) describe(program string) (*pair.Pair, error) {
 		return nil, err
 	}
 	return p, p.Check(machine)
+}
+
+// formatTops makes the file system, with the directories that the lives work in.
+func (l *live) formatTops() error {
+	tops := filepath.Join(l.dir, "tops")
+	proto := "-\n0 0\nd--755 0 0\n" // mkfs.xfs(8), -p
+	for n := range l.Deaths {
+		if err := os.MkdirAll(filepath.Join(tops, top(n+1)), 0o755); err != nil {
+			return err
+		}
+		proto += top(n+1) + " d--755 0 0\n$\n"
+	}
+	switch l.Config.Type {
+	case "xfs":
+		file := filepath.Join(l.dir, "proto")
+		if err := os.WriteFile(file, []byte(proto+"$\n"), 0o600); err != nil {
+			return err
+		}
+		return l.format(l.image, "-p", file)
+	case "btrfs":
+		return l.format(l.image, "--rootdir", tops)
+	}
+	return l.format(l.image, "-d", tops)
 }
 
 // fenced keeps what the dead side left, for a look at it and for comparison.
@@ -278,7 +299,11 @@ func (l *live) run(ctx context.Context, program string) (reports []*takeover.Rep
 		}
 		reports = append(reports, report)
 	}
-	return reports, l.super.Stop(ctx)
+	err = l.super.Stop(ctx)
+	if err == nil && slices.ContainsFunc(reports, func(r *takeover.Report) bool { return r.Refusals() > 0 }) {
+		err = l.super.Discard() // else the memory with what was refused would be kept
+	}
+	return reports, err
 }
 
 // judgeLive carries out a live case.
@@ -330,12 +355,15 @@ func (l *live) compare(ctx context.Context, reports []*takeover.Report, r *Resul
 	r.Tree = &Comparison{Findings: strays(trees[0], l.Deaths)}
 	for n, c := range lives {
 		plain, rescued := trees[n+1].below(top(n+1)), trees[0].below(top(n+1))
+		r.Undone += len(c.Compare(plain).Findings)
+		if l.Config.remakes() {
+			c.remade = remadeOf(plain, rescueOf(reports[n:n+1]), top(n+1)+"/")
+		}
 		found := c.Compare(rescued)
-		if len(reports[n].Refused) > 0 {
+		if len(reports[n].Refused) > 0 && c.remade == nil {
 			found.forgive(plain, rescued)
 		}
 		r.Tree.add(found)
-		r.Undone += len(c.Compare(plain).Findings)
 		r.Plain.add(c.CompareDurable(plain))
 		if n > 0 && reports[n-1].Durable { // what the takeover before reported as durable
 			was := trees[n+1].below(top(n))
@@ -370,7 +398,10 @@ func rescueOf(reports []*takeover.Report) *RescueReport {
 		report.Commit = report.Commits[n-1]
 	}
 	if len(report.Refused) > 0 {
-		out.Exit, out.Said = 3, fmt.Sprintf("refused: %+v", report.Refused)
+		out.Exit = 3
+		for _, refused := range report.Refused {
+			out.Said += fmt.Sprintf("refused: %v\n", refused)
+		}
 	}
 	out.Report, _ = json.Marshal(report) // these types can be encoded
 	return &out
@@ -407,6 +438,6 @@ func strays(t Tree, deaths int) []Finding {
 // add adds another comparison.
 func (c *Comparison) add(o Comparison) {
 	c.Nodes, c.Durable, c.Done = c.Nodes+o.Nodes, c.Durable+o.Durable, c.Done+o.Done
-	c.Partial, c.Forgiven = c.Partial+o.Partial, c.Forgiven+o.Forgiven
+	c.Partial, c.Forgiven, c.Back = c.Partial+o.Partial, c.Forgiven+o.Forgiven, c.Back+o.Back
 	c.Findings = append(c.Findings, o.Findings...)
 }

@@ -27,6 +27,20 @@ it, must have what was fsynced; and, after a takeover that said that all it wrot
 func LiveMarkdown(results []Result, when time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, liveIntro, when.Format(time.DateOnly))
+	liveTotal(&b, results)
+	byConfig(&b, results)
+	b.WriteString("\n| crash | cases | takeovers | verdicts | within syncfs | handles open | of these proven sound | checked by e2fsck |\n|---|---|---|---|---|---|---|---|\n")
+	for _, crash := range liveCrashes {
+		if c := crashesBy(crash, results); c.cases > 0 {
+			fmt.Fprintf(&b, "| %s | %d | %d | %v | %d | %d | %d | %d |\n", crash, c.cases, c.takeovers, c.verdicts, c.synced, c.open, c.proven, c.checked)
+		}
+	}
+	failures(&b, results)
+	return b.String()
+}
+
+// liveTotal writes what was done in all cases.
+func liveTotal(b *strings.Builder, results []Result) {
 	total := make(tally)
 	var deaths, ops, nodes, durable, undone int
 	for _, r := range results {
@@ -36,44 +50,40 @@ func LiveMarkdown(results []Result, when time.Time) string {
 			nodes += r.Tree.Nodes
 		}
 	}
-	fmt.Fprintf(&b, "%d cases with %d takeovers: %v. In all: %d operations, %d files, directories and links compared, %d of them fsynced. Without a rescue, %d differences.\n\n",
+	fmt.Fprintf(b, "%d cases with %d takeovers: %v. In all: %d operations, %d files, directories and links compared, %d of them fsynced. Without a rescue, %d differences.\n\n",
 		len(results), deaths, total, ops, nodes, durable, undone)
-	byConfig(&b, results)
-	b.WriteString("\n| crash | cases | takeovers | verdicts | within syncfs | handles open | of these proven sound | checked by e2fsck |\n|---|---|---|---|---|---|---|---|\n")
-	for _, crash := range liveCrashes {
-		byLiveCrash(&b, crash, results)
-	}
-	failures(&b, results)
-	return b.String()
 }
 
-func byLiveCrash(b *strings.Builder, crash Crash, results []Result) {
-	count := make(tally)
-	cases, takeovers, synced, open, proven, checked := 0, 0, 0, 0, 0, 0
+// crashesOf is what happened in the cases of one kind of crash.
+type crashesOf struct {
+	verdicts                                        tally
+	cases, takeovers, synced, open, proven, checked int
+}
+
+func crashesBy(crash Crash, results []Result) crashesOf {
+	c := crashesOf{verdicts: make(tally)}
 	for _, r := range results {
 		if r.Crash != crash {
 			continue
 		}
-		count[r.Verdict]++
-		cases, takeovers = cases+1, takeovers+r.Deaths
+		c.verdicts[r.Verdict]++
+		c.cases, c.takeovers = c.cases+1, c.takeovers+r.Deaths
 		if r.InSync {
-			synced++
+			c.synced++
 		}
-		for _, c := range r.Rescue.commits() {
-			if c.Open > 0 {
-				open++
+		for _, commit := range r.Rescue.commits() {
+			if commit.Open > 0 {
+				c.open++
 			}
-			if c.Open > 0 && c.Proven {
-				proven++
+			if commit.Open > 0 && commit.Proven {
+				c.proven++
 			}
-			if c.Check != "" {
-				checked++
+			if commit.Check != "" {
+				c.checked++
 			}
 		}
 	}
-	if cases > 0 {
-		fmt.Fprintf(b, "| %s | %d | %d | %v | %d | %d | %d | %d |\n", crash, cases, takeovers, count, synced, open, proven, checked)
-	}
+	return c
 }
 
 // commits returns the last commits of all takeovers.

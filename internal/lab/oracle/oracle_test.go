@@ -235,16 +235,17 @@ func TestPage(t *testing.T) {
 	offline := []Result{{Seed: 1, Config: "ext4", Kernel: "6.1-cloud", Crash: Panic, Verdict: Exact}}
 	live := []Result{{Seed: 2, Config: "ext4", Kernel: "6.1-cloud", Crash: Hang, Verdict: Exact, Deaths: 2}}
 	remade := []Result{{Seed: 3, Config: "xfs", Kernel: "6.1-cloud", Crash: Panic, Verdict: Refused, Tree: &Comparison{Nodes: 7, Forgiven: 1, Back: 2}}}
-	all := Page("", slices.Concat(offline, live, remade), when)
-	if got := Page(Page(Page("", remade, when), offline, when), live, when); got != all {
+	both := []Result{{Seed: 4, Config: "btrfs", Kernel: "6.1-cloud", Crash: Sync, Verdict: Exact, Deaths: 1, InSync: true}}
+	all := Page("", slices.Concat(offline, live, remade, both), when)
+	if got := Page(Page(Page(Page("", remade, when), both, when), offline, when), live, when); got != all {
 		t.Errorf("one after the other:\n%s\nwant\n%s", got, all)
 	}
-	for _, some := range [][]Result{offline, live, remade} {
+	for _, some := range [][]Result{offline, live, remade, both} {
 		if got := Page(all, some, when); got != all {
 			t.Errorf("once more:\n%s\nwant\n%s", got, all)
 		}
 	}
-	for _, want := range []string{"| hang | 1 | 2 | 1 exact |", "\n1 cases: 1 exact.", "\n1 cases: 1 refused.", "| xfs | 7 | 0 | 1 | 2 | 0 |"} {
+	for _, want := range []string{"| hang | 1 | 2 | 1 exact |", "\n1 cases: 1 exact.", "\n1 cases: 1 refused.", "| xfs | 7 | 0 | 1 | 2 | 0 |", "| sync | 1 | 1 | 1 exact | 1 |\n"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("no %q in\n%s", want, all)
 		}
@@ -266,6 +267,13 @@ func TestTakeover(t *testing.T) {
 	cases, err := LiveCases(3, seeds, nil, kernels) // 3 has two takeovers
 	if err != nil {
 		t.Fatal(err)
+	}
+	if tier.IsFull() {
+		remade, err := LiveCases(3, 6, Names(Remade), kernels)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cases = append(cases, remade...)
 	}
 	for _, c := range cases {
 		r := c.Judge(t.Context(), Options{Keep: "../../../out/oracle-live", Agent: binary})

@@ -22,8 +22,8 @@ type remade struct {
 	unrescued bool // the tree is without a rescue: a replay of btrfs's log gives directories in which it changes names the time of the replay
 }
 
-// remadeOf reads what a rescue refused.
-func remadeOf(plain Tree, r *RescueReport) *remade {
+// remadeOf reads what a rescue refused of a tree whose paths begin below top.
+func remadeOf(plain Tree, r *RescueReport, top string) *remade {
 	out := &remade{places: plain.places(), inode: make(map[uint64]page.Entry), inodes: make(map[uint64]bool), paths: make(map[string]bool), xattrs: make(map[uint64]bool)}
 	for _, e := range plain.Entries {
 		out.inode[e.Ino] = e
@@ -48,8 +48,8 @@ func remadeOf(plain Tree, r *RescueReport) *remade {
 			out.inodes[refused.Inode] = true
 		}
 		for _, at := range []string{refused.Path, string(refused.PathBase64)} {
-			if at != "" {
-				out.paths[strings.TrimPrefix(at, "/")] = true
+			if below, inside := strings.CutPrefix(at, top); at != "" && inside {
+				out.paths[below] = true
 			}
 		}
 	}

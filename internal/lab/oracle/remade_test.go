@@ -91,6 +91,7 @@ func TestRemade(t *testing.T) {
 			if byPath && tc.reason != "" {
 				continue // these are refused by inode
 			}
+			top := []string{"", "life2/"}[len(name)%2]
 			t.Run(fmt.Sprintf("%s, by path %v", name, byPath), func(t *testing.T) {
 				found := Tree{Entries: maps.Clone(same.Entries)}
 				tc.change(found)
@@ -99,7 +100,7 @@ func TestRemade(t *testing.T) {
 				}
 				switch {
 				case tc.refused != "" && byPath:
-					report.Refused = []map[string]any{{"path": tc.refused}}
+					report.Refused = []map[string]any{{"path": top + tc.refused}}
 				case tc.refused != "":
 					report.Refused = []map[string]any{{"inode": same.Entries[tc.refused].Ino, "reason": tc.reason}}
 				}
@@ -107,7 +108,7 @@ func TestRemade(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				c.remade = remadeOf(plain, &RescueReport{Report: b})
+				c.remade = remadeOf(plain, &RescueReport{Report: b}, top)
 				got := c.Compare(found)
 				if (len(got.Findings) > 0) != tc.bad || got.Forgiven != tc.forgiven || got.Back != tc.back {
 					t.Errorf("%d forgiven, %d back, %v", got.Forgiven, got.Back, got.Findings)

@@ -37,6 +37,17 @@ func RemadeMarkdown(results []Result, when time.Time) string {
 	}
 	fmt.Fprintf(&b, "%d cases: %v. In all: %d operations. Without a rescue, %d differences.\n\n", len(results), total, ops, undone)
 	byConfig(&b, results)
+	remadeTable(&b, results)
+	if len(real) > 0 {
+		b.WriteString("\nReal programs, as above:\n\n")
+		programTable(&b, real)
+	}
+	failures(&b, all)
+	return b.String()
+}
+
+// remadeTable writes what was compared, and what was refused.
+func remadeTable(b *strings.Builder, results []Result) {
 	b.WriteString("\n| configuration | files, directories and links | fsynced | refused | names that are back | differences without a rescue |\n|---|---|---|---|---|---|\n")
 	for _, c := range Remade {
 		var nodes, durable, refused, back, undone int
@@ -47,13 +58,34 @@ func RemadeMarkdown(results []Result, when time.Time) string {
 			}
 		}
 		if nodes > 0 {
-			fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d |\n", c.Name, nodes, durable, refused, back, undone)
+			fmt.Fprintf(b, "| %s | %d | %d | %d | %d | %d |\n", c.Name, nodes, durable, refused, back, undone)
 		}
 	}
-	if len(real) > 0 {
-		b.WriteString("\nReal programs, as above:\n\n")
-		programTable(&b, real)
+}
+
+// remadeLiveHead begins the part of docs/ORACLE.md about pairs with XFS and btrfs.
+const remadeLiveHead = "## Takeovers of running pairs with XFS and btrfs\n"
+
+const remadeLiveIntro = remadeLiveHead + `
+Made by ` + "`make oracle-remade`" + ` on %s: do not edit.
+
+As the takeovers above, and what must be there is as for XFS and btrfs above.
+
+`
+
+// RemadeLiveMarkdown returns what docs/ORACLE.md says about cases of pairs with XFS and btrfs.
+func RemadeLiveMarkdown(results []Result, when time.Time) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, remadeLiveIntro, when.Format(time.DateOnly))
+	liveTotal(&b, results)
+	byConfig(&b, results)
+	remadeTable(&b, results)
+	b.WriteString("\n| crash | cases | takeovers | verdicts | within syncfs |\n|---|---|---|---|---|\n")
+	for _, crash := range liveCrashes {
+		if c := crashesBy(crash, results); c.cases > 0 {
+			fmt.Fprintf(&b, "| %s | %d | %d | %v | %d |\n", crash, c.cases, c.takeovers, c.verdicts, c.synced)
+		}
 	}
-	failures(&b, all)
+	failures(&b, results)
 	return b.String()
 }
