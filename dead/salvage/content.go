@@ -52,7 +52,7 @@ func (w *diskWalk) rest(i *pagecache.Inode, l *Metadata, gaps, bad []addr.Span) 
 	}
 	mapped, err := w.mapping(i)
 	if err != nil {
-		l.Unknown = gaps
+		l.Unknown, l.Unmapped = gaps, err
 		return nil
 	}
 	for _, gap := range gaps {

@@ -31,9 +31,10 @@ type Metadata struct {
 	ACL        bool
 	// The content that is not in the runs: zeros, bytes that are mapped to the disk, and bytes
 	// that are neither in memory nor known to be on the disk. All three are ascending.
-	Zeros   []addr.Span
-	Mapped  []pagecache.Mapped
-	Unknown []addr.Span
+	Zeros    []addr.Span
+	Mapped   []pagecache.Mapped
+	Unknown  []addr.Span
+	Unmapped error // why it is not known where the unknown bytes are, if nothing of that is
 	// Kept says that the disk has all content that is not in the runs.
 	Kept bool
 }
@@ -173,6 +174,9 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 	}
 	if n := f.Metadata.unknownBytes(); n > 0 {
 		err := fmt.Errorf("of %d bytes %d are not in memory, and those of the disk may be older", f.Size, n)
+		if why := f.Metadata.Unmapped; why != nil {
+			err = fmt.Errorf("%w: %v", err, why)
+		}
 		if w.partial {
 			err = fmt.Errorf("%w; the rest is written", err)
 		}
