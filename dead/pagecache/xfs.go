@@ -45,6 +45,7 @@ type xfsLayout struct {
 	fork                                               xfsForkLayout
 	data, attrs, attrsAt                               kernel.Field // forks in xfs_inode: i_df, i_af, and before 6.0 (commit 2ed5b09b3e8f) a pointer, i_afp
 	buffers                                            xfsBufferLayout
+	settings                                           xfsSettings
 	itemSize                                           int
 	itemInode, itemDirty, itemFields                   kernel.Field
 	itemFsync, itemDatasync                            kernel.Field // 6.1 and 6.12 have the first, 7.2 the second
@@ -88,7 +89,7 @@ func newXFSLayout(k *kernel.Kernel) (*xfsLayout, error) {
 	f := layoutIn(k, "xfs_ifork", "xfs")
 	x.fork = newXFSForkLayout(f)
 	x.data, x.attrs, x.attrsAt = i.Field("i_df", f.Size), i.Optional("i_af", f.Size), i.Optional("i_afp", 8)
-	x.buffers = newXFSBufferLayout(k)
+	x.buffers, x.settings = newXFSBufferLayout(k), newXFSSettings(i)
 	t := layoutIn(k, "xfs_inode_log_item", "xfs")
 	x.itemSize = t.Size
 	x.itemInode, x.itemDirty, x.itemFields = t.Field("ili_inode", 8), t.Field("ili_dirty_flags", 4), t.Field("ili_fields", 4)

@@ -20,11 +20,12 @@ type Metadata struct {
 	// Nameless says that memory does not have the path of the file. Path is empty then, as it is for the top directory.
 	Nameless bool
 	// The following are empty if Committed is set.
-	Paths  []string // all that are in memory
-	Former []string // of what was deleted while it was open: paths that it had until then
-	Absent []string // of a directory: names in it that nothing had; there may be more
-	Target string   // of a symbolic link
-	Device uint32   // of a device file (pagecache.Inode)
+	Paths    []string // all that are in memory
+	Former   []string // of what was deleted while it was open: paths that it had until then
+	Absent   []string // of a directory: names in it that nothing had; there may be more
+	Target   string   // of a symbolic link
+	Device   uint32   // of a device file (pagecache.Inode)
+	Settings pagecache.Settings
 	// Attributes are the extended attributes, all of them. Lacking says why they are not known; then ACL says that it may have an ACL.
 	Attributes []pagecache.Attribute
 	Lacking    error
@@ -168,6 +169,9 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 		}
 		f.Metadata.Device = i.Device
 		w.attributes(i, f.Metadata)
+		if f.Metadata.Settings, err = w.settings(i); err != nil {
+			return &pagecache.Refusal{Inode: i.Ino, Reason: pagecache.UnknownStructure, Cause: err}
+		}
 		if kind == pagecache.ModeLink {
 			f.Metadata.Target = w.target(i)
 		}
@@ -215,6 +219,17 @@ func (w *diskWalk) attributes(i *pagecache.Inode, l *Metadata) {
 		l.Attributes, l.Lacking = w.attrs.Of(i)
 		l.ACL = l.Lacking != nil && (i.ACL || i.ACLUnknown)
 	}
+}
+
+// settings returns what chattr(1) and xfs_io(8) had set.
+func (w *diskWalk) settings(i *pagecache.Inode) (pagecache.Settings, error) {
+	switch kind := i.Mode & pagecache.ModeType; {
+	case kind != pagecache.ModeDir && !i.Regular():
+		return pagecache.Settings{}, nil
+	case w.xfs != nil:
+		return w.xfs.Settings(i)
+	}
+	return w.btrfs.Settings(i)
 }
 
 func (w *diskWalk) committed(i *pagecache.Inode, l *Metadata) (committed bool, err error) {

@@ -69,8 +69,8 @@ func (r *restorer) directory(l *unlogged) error {
 	return r.rename(l, fd)
 }
 
-// unlockDirectory clears the inode flags that forbid changes to a directory and to the names in it, and notes those
-// that it had.
+// unlockDirectory clears the inode flags that forbid changes to a directory and to the names in it, and notes whether it
+// had other settings.
 func (r *restorer) unlockDirectory(l *unlogged) error {
 	if _, known := r.dirs[l.path()]; !known || !l.named() {
 		return nil // nothing is made in it by its name
@@ -80,18 +80,12 @@ func (r *restorer) unlockDirectory(l *unlogged) error {
 		return err
 	}
 	defer unix.Close(fd)
-	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	now, want, err := l.wants(fd)
 	if err != nil {
-		return fmt.Errorf("get inode flags: %w", err)
+		return err
 	}
-	open := flags &^ lockingFlags
-	if want := open | l.attr.Flags; want != open {
-		l.flags = &want // to be set in the end
-	}
-	if open == flags {
-		return nil
-	}
-	return setFlags(fd, open)
+	l.late = want != now.without()
+	return errors.Join(now.without().setTo(fd, now), l.setEmpty(fd))
 }
 
 // isTop reports whether l is the top directory.
@@ -221,8 +215,14 @@ func (r *restorer) newDirectory(l *unlogged, in int, name string) (int, error) {
 	if err := r.vacate(l, in, name); err != nil {
 		return -1, err
 	}
-	if err := unix.Mkdirat(in, name, 0o700); err != nil {
-		return -1, fmt.Errorf("make directory: %w", err)
+	var err error
+	if r.isSubvolume(l) {
+		err = makeSubvolume(in, name)
+	} else if err = unix.Mkdirat(in, name, 0o700); err != nil {
+		err = fmt.Errorf("make directory: %w", err)
+	}
+	if err != nil {
+		return -1, err
 	}
 	fd, err := unix.Openat(in, name, openingDir, 0)
 	if err != nil {

@@ -68,7 +68,7 @@ func (r *restorer) nameOne(l *unlogged, at string, replace bool) error {
 			return err
 		}
 		defer unix.Close(from)
-		if err := unix.Renameat2(from, l.temp, dir, name, unix.RENAME_NOREPLACE); err != nil {
+		if err := l.joining(fd, dir, func() error { return unix.Renameat2(from, l.temp, dir, name, unix.RENAME_NOREPLACE) }); err != nil {
 			return err
 		}
 		l.temp = ""
@@ -76,7 +76,8 @@ func (r *restorer) nameOne(l *unlogged, at string, replace bool) error {
 		return nil
 	}
 	// By its path in /proc: AT_EMPTY_PATH requires CAP_DAC_READ_SEARCH (linkat(2)).
-	if err := unix.Linkat(unix.AT_FDCWD, procPath(fd), dir, name, unix.AT_SYMLINK_FOLLOW); err != nil {
+	link := func() error { return unix.Linkat(unix.AT_FDCWD, procPath(fd), dir, name, unix.AT_SYMLINK_FOLLOW) }
+	if err := l.joining(fd, dir, link); err != nil {
 		return err
 	}
 	r.act(wire.ActLinked, l, at, "")
@@ -154,30 +155,6 @@ func (r *restorer) complete(l *unlogged) bool {
 		}
 	}
 	return true
-}
-
-// lock sets the inode flags that forbid to write to files, and to change the names in directories.
-func (r *restorer) lock() {
-	for _, l := range r.all {
-		if l.flags == nil {
-			continue
-		}
-		fh, err := handleOf(r.kind, l.file, l.attr.Root)
-		if l.made != nil {
-			fh, err = *l.made, nil
-		}
-		var fd int
-		if err == nil {
-			fd, err = unix.OpenByHandleAt(r.mount, fh, unix.O_RDONLY|unix.O_NOATIME|unix.O_CLOEXEC)
-		}
-		if err == nil {
-			err = setFlags(fd, *l.flags)
-			unix.Close(fd)
-		}
-		if err != nil {
-			r.fail(l, err)
-		}
-	}
 }
 
 // dropTemporary removes files that were created and did not get their names.

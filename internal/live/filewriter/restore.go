@@ -229,7 +229,7 @@ func (r *restorer) create(l *unlogged) error {
 		return fmt.Errorf("make file: %w", err)
 	}
 	defer unix.Close(fd)
-	if err := l.dropInherited(procPath(fd)); err != nil {
+	if err := errors.Join(l.dropInherited(procPath(fd)), l.setEmpty(fd)); err != nil {
 		return err
 	}
 	return l.isMade(fd, "")
@@ -277,7 +277,7 @@ func (r *restorer) madeBefore(l *unlogged, dir int) (bool, error) {
 	}
 	t := timesOf(l.file)
 	same := l.hasMode(st.Mode) && st.Uid == l.attr.UID && st.Gid == l.attr.GID && st.Size == l.file.Size && st.Mtim == t[1]
-	if !same || st.Nlink != 1 || len(l.attr.Paths) != 1 || l.attr.Flags != 0 || r.known[idOf(&st)] != nil {
+	if !same || st.Nlink != 1 || len(l.attr.Paths) != 1 || l.attr.Settings.Flags&lockingFlags != 0 || r.known[idOf(&st)] != nil {
 		return false, nil
 	}
 	l.before, l.temp = true, ""

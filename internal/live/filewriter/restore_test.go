@@ -662,7 +662,7 @@ func TestRestoreAttributes(t *testing.T) {
 	s.was("there/old", modeFile, 0, 4096, "there/old")
 	s.was("", modeDir, 0, 0, "made")
 	s.was("", modeFile, 0, 100, "made/new")
-	s.was("", modeFile, 0, 100, "there/new").Flags = lockingFlags
+	s.was("", modeFile, 0, 100, "there/new").Settings.Flags = lockingFlags
 	s.link("link", "target")
 	s.node("fifo", unix.S_IFIFO|0o600)
 	s.was("link", modeLink, 0, 0, "link")
@@ -689,7 +689,7 @@ func TestRestoreAttributes(t *testing.T) {
 // TestRestoreLocked checks that directories have the flags that forbid changes to them and to the names in them when
 // all else is done, and that such flags do not stand in the way of that.
 func TestRestoreLocked(t *testing.T) {
-	const flagImmutable, flagAppend = 0x10, 0x20
+	const flagImmutable, flagAppend = 0x8, 0x10
 	s := newScene(t)
 	for _, name := range []string{"log", "frozen", "opened"} {
 		s.onDisk(name+"/", "")
@@ -699,14 +699,14 @@ func TestRestoreLocked(t *testing.T) {
 		}
 		s.was(name+"/f", modeFile, 0, 4096, name+"/f")
 	}
-	s.was("log", modeDir, 0, 0, "log").Flags = flagAppend
+	s.was("log", modeDir, 0, 0, "log").Settings.Flags = flagAppend
 	s.was("frozen", modeDir, 0, 0, "frozen").Committed = true
 	s.was("opened", modeDir, 0, 0, "opened")
-	s.was("", modeDir, 0, 0, "made").Flags = flagImmutable
+	s.was("", modeDir, 0, 0, "made").Settings.Flags = flagImmutable
 	for _, name := range []string{"log/new", "opened/new", "made/new"} {
 		s.was("", modeFile, 0, 100, name)
 	}
-	for name, flag := range map[string]int{"log": flagAppend, "frozen": flagImmutable, "opened": flagImmutable} {
+	for name, flag := range map[string]uint32{"log": flagAppend, "frozen": flagImmutable, "opened": flagImmutable} {
 		setFileFlags(t, s.path(name), flag, true)
 	}
 	defer func() {
@@ -718,16 +718,16 @@ func TestRestoreLocked(t *testing.T) {
 		t.Errorf("%+v", r.Failures)
 	}
 	s.has("made/new", 0, 100)
-	for name, want := range map[string]int{"log": flagAppend, "frozen": flagImmutable, "opened": 0, "made": flagImmutable} {
+	for name, want := range map[string]uint32{"log": flagAppend, "frozen": flagImmutable, "opened": 0, "made": flagImmutable} {
 		f, err := os.Open(s.path(name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+		now, err := readSettings(int(f.Fd()))
 		st, statErr := f.Stat()
 		f.Close()
-		if err := errors.Join(err, statErr); err != nil || flags&lockingFlags != want || st.ModTime().Unix() != 1e9 {
-			t.Errorf("%s has flags %#x, want %#x, and is of %v: %v", name, flags&lockingFlags, want, st.ModTime(), err)
+		if err := errors.Join(err, statErr); err != nil || now.flags&lockingFlags != want || st.ModTime().Unix() != 1e9 {
+			t.Errorf("%s has flags %#x, want %#x, and is of %v: %v", name, now.flags&lockingFlags, want, st.ModTime(), err)
 		}
 	}
 }

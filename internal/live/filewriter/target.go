@@ -12,10 +12,6 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// Inode flags that forbid writing: FS_IMMUTABLE_FL and FS_APPEND_FL
-// (include/uapi/linux/fs.h).
-const lockingFlags = 0x10 | 0x20
-
 // extentsFlag is FS_EXTENT_FL: the inode's blocks are mapped by extents.
 const extentsFlag = 0x80000
 
@@ -36,12 +32,12 @@ type target struct {
 
 	mu         sync.Mutex
 	opened     bool
-	fd         int   // for direct writing
-	plain      int   // for writing through the page cache; 0 if not open
-	size       int64 // of the file when it was opened, bytes
-	mapped     bool  // its blocks are mapped by extents, and not by block maps
-	flags      int   // inode flags, to be put back if locked
-	locked     bool  // a flag that forbids writing was cleared
+	fd         int      // for direct writing
+	plain      int      // for writing through the page cache; 0 if not open
+	size       int64    // of the file when it was opened, bytes
+	mapped     bool     // its blocks are mapped by extents, and not by block maps
+	settings   settings // to be put back if locked
+	locked     bool     // a flag that forbids writing was cleared
 	capability []byte
 	written    int64 // bytes
 	err        error
@@ -129,19 +125,11 @@ func (t *target) unlock(mount int, fh unix.FileHandle) error {
 		return err
 	}
 	defer unix.Close(fd)
-	t.flags, err = unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
-	if err != nil {
-		return fmt.Errorf("get inode flags: %w", err)
+	if t.settings, err = readSettings(fd); err != nil {
+		return err
 	}
 	t.locked = true
-	return setFlags(fd, t.flags&^lockingFlags)
-}
-
-func setFlags(fd, flags int) error {
-	if err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags); err != nil {
-		return fmt.Errorf("set inode flags %#x: %w", flags, err)
-	}
-	return nil
+	return t.settings.without().setTo(fd, t.settings)
 }
 
 func readCapability(fd int) ([]byte, error) {
@@ -255,7 +243,7 @@ func (t *target) protect(mount int) error {
 		return nil
 	}
 	if t.fd >= 0 {
-		return setFlags(t.fd, t.flags)
+		return t.settings.setTo(t.fd, t.settings.without())
 	}
 	fh, err := t.handle()
 	if err != nil {
@@ -266,7 +254,7 @@ func (t *target) protect(mount int) error {
 		return fmt.Errorf("put inode flags back: %w", err)
 	}
 	defer unix.Close(fd)
-	return setFlags(fd, t.flags)
+	return t.settings.setTo(fd, t.settings.without())
 }
 
 // resize sets the file's size if it is another one, or if the file is to be cut: setting the

@@ -24,7 +24,7 @@ type unlogged struct {
 	// died is when the dead kernel ended: what was changed later is left alone.
 	died time.Time
 
-	flags   *int  // inode flags to be set in the end
+	late    bool  // its settings are to be set in the end
 	lacks   error // what could not be done of its extended attributes
 	stale   bool  // its extended attributes may be older
 	unsure  bool  // it may lack its ACL
@@ -134,8 +134,7 @@ func (l *unlogged) punchZeros(t *target) error {
 	return nil
 }
 
-// own gives an open file the owner and the permissions that it had, and notes the
-// flags.
+// own gives an open file the owner and the permissions that it had, and notes whether it had other settings.
 func (l *unlogged) own(t *target) error {
 	if l.attr.Committed {
 		return nil
@@ -146,15 +145,9 @@ func (l *unlogged) own(t *target) error {
 	if l.attr.XattrsAll || l.stale && len(l.file.Runs) > 0 {
 		t.capability = nil // it has those of the dead kernel, or the dead kernel's write took them
 	}
-	flags, err := unix.IoctlGetInt(t.fd, unix.FS_IOC_GETFLAGS)
-	if err != nil {
-		return fmt.Errorf("get inode flags: %w", err)
-	}
-	if want := flags&^lockingFlags | l.attr.Flags; want != flags {
-		l.flags = &want // to be set once it has its names
-	}
-	t.locked = false
-	return nil
+	now, want, err := l.wants(t.fd)
+	l.late, t.locked = want != now, false
+	return err
 }
 
 // ownFD sets owner, permissions and extended attributes, in this order: a change of owner clears the

@@ -19,8 +19,9 @@ type Attr struct {
 	Mode   uint32   `json:"mode,omitempty"` // type and permissions
 	UID    uint32   `json:"uid,omitempty"`
 	GID    uint32   `json:"gid,omitempty"`
-	Flags  int      `json:"flags,omitempty"` // FS_IMMUTABLE_FL, FS_APPEND_FL
-	Ctime  Time     `json:"ctime,omitzero"`  // of a directory, which was created no later, and if XattrsLack is not empty
+	// Settings are what chattr(1) and xfs_io(8) set.
+	Settings Settings `json:"settings,omitzero"`
+	Ctime    Time     `json:"ctime,omitzero"` // of a directory, which was created no later, and if XattrsLack is not empty
 	// Absent are names in a directory that nothing had: what the disk has under them was removed, or renamed.
 	Absent [][]byte `json:"absent,omitempty"`
 
@@ -40,6 +41,17 @@ type Attr struct {
 	Kept bool `json:"kept,omitempty"`
 	// Partial lets the file be created again even if its extents, or content that the disk should have kept, are missing.
 	Partial bool `json:"partial,omitempty"`
+}
+
+// Settings are inode flags, and what XFS has beside them.
+type Settings struct {
+	Flags         uint32 `json:"flags,omitempty"`         // FS_XFLAG_* (include/uapi/linux/fs.h)
+	Known         uint32 `json:"known,omitempty"`         // those of which memory tells whether they are set
+	Btrfs         uint32 `json:"btrfs,omitempty"`         // FS_NOCOW_FL and FS_DIRSYNC_FL, which have no such flag
+	BtrfsKnown    uint32 `json:"btrfsKnown,omitempty"`    // likewise
+	Project       uint32 `json:"project,omitempty"`       // of XFS: known with FS_XFLAG_PROJINHERIT
+	ExtentSize    uint32 `json:"extentSize,omitempty"`    // in bytes: known with FS_XFLAG_EXTSIZE
+	CowExtentSize uint32 `json:"cowExtentSize,omitempty"` // likewise
 }
 
 // Xattr is an extended attribute (xattr(7)).

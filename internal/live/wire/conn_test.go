@@ -394,7 +394,7 @@ func (r *slowReader) Read(p []byte) (int, error) {
 var attrLists = [][]Attr{{}, {
 	{File: 1, Root: 5, Committed: true},
 	{
-		File: 2, Paths: [][]byte{[]byte("a/not \xff UTF-8"), {}}, Links: 2, Mode: 0o100644, UID: 1, GID: 2, Flags: 0x30, Target: []byte("x"),
+		File: 2, Paths: [][]byte{[]byte("a/not \xff UTF-8"), {}}, Links: 2, Mode: 0o100644, UID: 1, GID: 2, Settings: Settings{Flags: 0x18, Known: 0x18, Project: 42}, Target: []byte("x"),
 		Zeros: []Range{{Off: 0, Len: 1}}, Mapped: []Extent{{Range: Range{Off: 4096, Len: 4096}, Disk: 1 << 40}}, Kept: true, Partial: true,
 		Ctime: Time{Sec: 1, Nsec: 2},
 	},

@@ -12,11 +12,11 @@ import (
 	"understudy.dev/understudy/internal/live/wire"
 )
 
-// Flags of an inode as programs know them: FS_IMMUTABLE_FL and FS_APPEND_FL
+// Flags of an inode as programs know them: FS_XFLAG_IMMUTABLE and FS_XFLAG_APPEND
 // (include/uapi/linux/fs.h).
 const (
-	flagImmutable = 0x10
-	flagAppend    = 0x20
+	flagImmutable = 0x8
+	flagAppend    = 0x10
 )
 
 // wireAttr returns what a planned file has besides its content, as it is sent to the
@@ -49,11 +49,13 @@ func wireAttr(place int, f *salvage.File, partial bool) wire.Attr {
 	for _, name := range l.Absent {
 		a.Absent = append(a.Absent, []byte(name))
 	}
-	if f.Flags&pagecache.FlagImmutable != 0 {
-		a.Flags |= flagImmutable
-	}
-	if f.Flags&pagecache.FlagAppend != 0 {
-		a.Flags |= flagAppend
+	if a.Settings = wire.Settings(l.Settings); a.Settings.Known == 0 { // the VFS knows these
+		if f.Flags&pagecache.FlagImmutable != 0 {
+			a.Settings.Flags |= flagImmutable
+		}
+		if f.Flags&pagecache.FlagAppend != 0 {
+			a.Settings.Flags |= flagAppend
+		}
 	}
 	for _, p := range l.Mapped {
 		a.Mapped = append(a.Mapped, wire.Extent{Range: wire.Range{Off: p.Off, Len: p.Len()}, Disk: p.Disk})
