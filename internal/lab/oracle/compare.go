@@ -204,6 +204,9 @@ func (c *comparer) node(at string, n *script.Node, e page.Entry) {
 	if e.UID != n.UID || e.GID != n.GID {
 		c.find(at, n, "owner %d:%d, want %d:%d", e.UID, e.GID, n.UID, n.GID)
 	}
+	if e.NoDump != n.NoDump && n.Ino != 0 { // what was just made may have it from its directory
+		c.find(at, n, "the flag no dump is %v, want %v", e.NoDump, n.NoDump)
+	}
 	if e.Nlink != n.Nlink() && c.remade == nil { // a name that was removed may be back
 		c.find(at, n, "%d links, want %d", e.Nlink, n.Nlink())
 	}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"testing"
+	"unicode/utf8"
 
 	"understudy.dev/understudy/internal/lab/oracle/page"
 	"understudy.dev/understudy/internal/lab/oracle/script"
@@ -19,7 +20,7 @@ func TestRemade(t *testing.T) {
 	// The first file, in the order of paths, for which ok holds.
 	file := func(what string, ok func(at string, n *script.Node) bool) (found string) {
 		before.Top.Walk("t0", func(at string, n *script.Node) {
-			if found == "" && n.File() && !touched[n.ID] && ok(at, n) {
+			if found == "" && n.File() && utf8.ValidString(at) && !touched[n.ID] && ok(at, n) {
 				found = at
 			}
 		})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -95,6 +96,8 @@ func (t *worker) inside(op script.Op) (err error) {
 		return unix.Fallocate(fd, op.Mode, op.Off, op.Len)
 	case script.Fsync:
 		return unix.Fsync(fd)
+	case script.SetFlags:
+		return setFlags(fd, op.Mode != 0)
 	}
 	return errors.New("nobody knows how")
 }
@@ -133,15 +136,15 @@ func (t *worker) store(fd int, op script.Op) (err error) {
 
 // stat reports on a file.
 func (t *worker) stat(ref script.Ref) (script.Stat, error) {
-	var st unix.Stat_t
+	var st unix.Statx_t
 	var err, noCap error
 	if ref.Slot != script.NoSlot {
 		fd := t.slots[ref.Slot]
-		err = unix.Fstat(fd, &st)
+		err = unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS, &st)
 		_, noCap = unix.Fgetxattr(fd, script.Capability, nil)
 	} else {
 		at := t.path(ref.Path)
-		err = unix.Lstat(at, &st)
+		err = unix.Statx(unix.AT_FDCWD, at, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, &st)
 		noCap = unix.ENODATA
 		if st.Mode&unix.S_IFMT == unix.S_IFREG {
 			_, noCap = unix.Lgetxattr(at, script.Capability, nil)
@@ -151,7 +154,26 @@ func (t *worker) stat(ref script.Ref) (script.Stat, error) {
 		return script.Stat{}, errors.Join(err, noCap)
 	}
 	return script.Stat{
-		Ino: st.Ino, Sec: st.Mtim.Sec, Nsec: uint32(st.Mtim.Nsec), Mode: st.Mode, Size: st.Size, Nlink: uint32(st.Nlink),
-		UID: st.Uid, GID: st.Gid, Cap: noCap == nil,
+		Ino: st.Ino, Sec: st.Mtime.Sec, Nsec: st.Mtime.Nsec, Mode: uint32(st.Mode), Size: int64(st.Size), Nlink: st.Nlink,
+		UID: st.Uid, GID: st.Gid, Cap: noCap == nil, NoDump: st.Attributes&unix.STATX_ATTR_NODUMP != 0,
 	}, nil
+}
+
+// setFlags changes the flag FS_XFLAG_NODUMP by FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR; the flags are the first field of their struct
+// fsxattr (include/uapi/linux/fs.h).
+func setFlags(fd int, on bool) error {
+	var attr [28]byte
+	call := func(request uintptr) error {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(&attr))); errno != 0 {
+			return errno
+		}
+		return nil
+	}
+	if err := call(0x801c581f); err != nil {
+		return err
+	}
+	if attr[0] &^= 0x80; on {
+		attr[0] |= 0x80
+	}
+	return call(0x401c5820)
 }

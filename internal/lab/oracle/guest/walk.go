@@ -68,12 +68,12 @@ func walkTree(out *json.Encoder, disk, root string, dump []record.Path) error {
 
 // describe fills in what is at a path.
 func describe(e *page.Entry, path string, dump bool) error {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, &st); err != nil {
 		return err
 	}
-	e.Ino, e.Mode, e.UID, e.GID, e.Nlink, e.Size = st.Ino, st.Mode, st.Uid, st.Gid, uint32(st.Nlink), st.Size
-	e.Sec, e.Nsec = st.Mtim.Sec, uint32(st.Mtim.Nsec)
+	e.Ino, e.Mode, e.UID, e.GID, e.Nlink, e.Size = st.Ino, uint32(st.Mode), st.Uid, st.Gid, st.Nlink, int64(st.Size)
+	e.Sec, e.Nsec, e.NoDump = st.Mtime.Sec, st.Mtime.Nsec, st.Attributes&unix.STATX_ATTR_NODUMP != 0
 	var err error
 	if e.Xattrs, err = xattrs(path); err != nil {
 		return err

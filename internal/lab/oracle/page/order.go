@@ -97,6 +97,7 @@ type Entry struct {
 	Sec    int64       `json:",omitempty"`
 	Nsec   uint32      `json:",omitempty"`
 	Target []byte      `json:",omitempty"`
+	NoDump bool        `json:",omitempty"` // an inode flag (script.Stat)
 	// Xattrs are in order: name, value, name, value.
 	Xattrs [][]byte         `json:",omitempty"`
 	Sum    []byte           `json:",omitempty"` // script.Content.Sum

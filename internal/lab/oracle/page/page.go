@@ -192,17 +192,21 @@ func encode(b []byte, st script.Stat) {
 	le.PutUint32(b[32:], st.Nlink)
 	le.PutUint32(b[36:], st.UID)
 	le.PutUint32(b[40:], st.GID)
-	b[44] = 0
-	if st.Cap {
-		b[44] = 1
+	b[44], b[45] = bit(st.Cap), bit(st.NoDump)
+}
+
+func bit(set bool) byte {
+	if set {
+		return 1
 	}
+	return 0
 }
 
 func decode(b []byte) script.Stat {
 	le := binary.LittleEndian
 	return script.Stat{
 		Ino: le.Uint64(b), Sec: int64(le.Uint64(b[8:])), Size: int64(le.Uint64(b[16:])), Nsec: le.Uint32(b[24:]),
-		Mode: le.Uint32(b[28:]), Nlink: le.Uint32(b[32:]), UID: le.Uint32(b[36:]), GID: le.Uint32(b[40:]), Cap: b[44] != 0,
+		Mode: le.Uint32(b[28:]), Nlink: le.Uint32(b[32:]), UID: le.Uint32(b[36:]), GID: le.Uint32(b[40:]), Cap: b[44] != 0, NoDump: b[45] != 0,
 	}
 }
 

@@ -43,13 +43,15 @@ func (n *Node) take(st Stat) error {
 		return fmt.Errorf("owner %d:%d, want %d:%d", st.UID, st.GID, n.UID, n.GID)
 	case n.Mode&^0o6000 != st.Mode&^0o6000:
 		return fmt.Errorf("mode %o, want %o", st.Mode, n.Mode)
+	case n.Ino != 0 && n.NoDump != st.NoDump:
+		return fmt.Errorf("the flag no dump is %v, want %v", st.NoDump, n.NoDump)
 	case n.cap && !st.Cap:
 		return fmt.Errorf("no %s", Capability)
 	}
 	if !st.Cap {
 		delete(n.Xattrs, Capability)
 	}
-	n.Ino, n.Mode, n.Sec, n.Nsec = st.Ino, st.Mode, st.Sec, st.Nsec
+	n.Ino, n.Mode, n.Sec, n.Nsec, n.NoDump = st.Ino, st.Mode, st.Sec, st.Nsec, st.NoDump
 	return nil
 }
 
@@ -143,6 +145,8 @@ func (s *Script) alter(n *Node, op Op) {
 		n.Xattrs[op.Name] = op.Value
 	case RemoveXattr:
 		delete(n.Xattrs, op.Name)
+	case SetFlags:
+		n.NoDump = op.Mode != 0
 	}
 	switch op.Kind {
 	case Write, Truncate, Fallocate, Chown, Store: // some kernels remove it then

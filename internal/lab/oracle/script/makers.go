@@ -16,7 +16,7 @@ var makers = [...]struct {
 	{8, (*Script).rename}, {4, (*Script).renameOver}, {2, (*Script).renameDir},
 	{26, (*Script).write}, {3, (*Script).store}, {6, (*Script).truncate}, {3, (*Script).allocate}, {3, (*Script).punch},
 	{3, (*Script).chmod}, {3, (*Script).chown}, {2, (*Script).utimes},
-	{4, (*Script).setXattr}, {2, (*Script).removeXattr}, {1, (*Script).capability},
+	{4, (*Script).setXattr}, {2, (*Script).removeXattr}, {1, (*Script).capability}, {2, (*Script).setFlags},
 	{2, (*Script).fsync}, {2, (*Script).open}, {2, (*Script).close},
 }
 
@@ -347,6 +347,15 @@ func (s *Script) capability() (Op, bool) {
 	value := []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
 	value[5] <<= s.rng.IntN(4)
 	return Op{Kind: SetXattr, On: on(s.path(n)), Name: Capability, Value: string(value)}, true
+}
+
+// setFlags changes the flag "no dump".
+func (s *Script) setFlags() (Op, bool) {
+	n, ref := s.any()
+	if n == nil || n.Mode&TypeMask == TypeLink {
+		return Op{}, false
+	}
+	return Op{Kind: SetFlags, On: ref, Mode: uint32(s.rng.IntN(2))}, true // the guest's script does not know what is set
 }
 
 func (s *Script) fsync() (Op, bool) {

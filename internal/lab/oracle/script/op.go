@@ -30,6 +30,7 @@ const (
 	Utimes                  // utimensat(2)
 	SetXattr                // setxattr(2)
 	RemoveXattr             // removexattr(2)
+	SetFlags                // ioctl_xfs_fsgetxattr(2): the flag "no dump", which is Op.Mode
 	Fsync                   // fsync(2) of a file or a directory
 	Open                    // open(2), kept open in Op.Slot
 	Close                   // close(2) of Op.Slot
@@ -39,7 +40,7 @@ const (
 
 var kindNames = [kinds]string{
 	"create", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "write", "store", "truncate", "fallocate",
-	"chmod", "chown", "utimes", "setxattr", "removexattr", "fsync", "open", "close", "barrier",
+	"chmod", "chown", "utimes", "setxattr", "removexattr", "setflags", "fsync", "open", "close", "barrier",
 }
 
 func (k Kind) String() string {
@@ -86,7 +87,7 @@ type Op struct {
 	To     string // Link and Rename: the new path; Symlink: the target
 	Off    int64  // Write, Store, Fallocate; Truncate: the new size
 	Len    int64
-	Mode   uint32 // Create, Mkdir, Chmod: permissions; Fallocate: flags
+	Mode   uint32 // Create, Mkdir, Chmod: permissions; Fallocate: flags; SetFlags: whether it is set
 	UID    uint32
 	GID    uint32
 	Sec    int64 // Utimes: the mtime
@@ -128,6 +129,8 @@ type Stat struct {
 	UID   uint32
 	GID   uint32
 	Cap   bool // it has the attribute Capability
+	// NoDump is the inode flag FS_XFLAG_NODUMP, as statx(2) tells it. Some file systems give it to what is made in a directory that has it.
+	NoDump bool
 }
 
 // Capability is the attribute that several operations remove. Which of them do depends on

@@ -25,6 +25,7 @@ type Node struct {
 	Size     int64
 	Content  *Content // of a file; nil if the script keeps none
 	Xattrs   map[string]string
+	NoDump   bool // an inode flag (Stat)
 	Target   string
 	Children map[string]*Node
 	Names    []Name // where it is; none for a deleted file that is held open
