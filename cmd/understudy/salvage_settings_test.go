@@ -53,6 +53,7 @@ echo b >/mnt/new/sub/b
 xfs_io -c 'extsize 64k' /mnt/new/sub
 head -c 100000 /dev/zero >/mnt/new/sub/inherits
 xfs_io -f -c 'extsize 128k' -c 'cowextsize 256k' -c 'pwrite 0 100k' /mnt/dir/hint >/dev/null
+xfs_io -c 'extsize 64k' -c 'pwrite 0 100k' /mnt/dir/empty >/dev/null
 xfs_io -c 'chproj 9' /mnt/dir/old
 echo own >/mnt/project/own
 xfs_io -c 'chproj 0' /mnt/project/own
@@ -69,6 +70,8 @@ touch /mnt/dir/image
 chattr +C /mnt/dir/image
 head -c 300000 /dev/zero | tr '\0' i >>/mnt/dir/image
 chattr +D /mnt/new/sub
+chattr +C /mnt/dir/empty
+echo more >>/mnt/dir/empty
 for f in zlib zstd none; do touch /mnt/dir/$f; setfattr -n btrfs.compression -v $f /mnt/dir/$f; echo $f >>/mnt/dir/$f; done
 chattr +i /mnt/dir/zlib
 btrfs subvolume create /mnt/dir/made >/dev/null
@@ -119,6 +122,7 @@ mount -t ext4 /dev/vdb /out
 mount -t %[1]s -o $([ %[1]s = xfs ] && echo noatime || echo commit=600) /dev/vda /mnt
 mkdir /mnt/dir /mnt/project
 for f in old noatime fixed; do echo $f >/mnt/dir/$f; done
+touch /mnt/dir/empty
 chattr +A /mnt/dir/noatime
 [ %[1]s = xfs ] && xfs_io -c 'chproj 42' -c 'chattr +P' /mnt/project || setfattr -n btrfs.compression -v zstd /mnt/dir/fixed
 sync

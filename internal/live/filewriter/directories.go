@@ -85,7 +85,13 @@ func (r *restorer) unlockDirectory(l *unlogged) error {
 		return err
 	}
 	l.late = want != now.without()
-	return errors.Join(now.without().setTo(fd, now), l.setEmpty(fd))
+	if err := now.without().setTo(fd, now); err != nil {
+		return err
+	}
+	if err := l.setEmpty(fd); err != nil {
+		r.warn(l, err)
+	}
+	return nil
 }
 
 // isTop reports whether l is the top directory.

@@ -229,8 +229,11 @@ func (r *restorer) create(l *unlogged) error {
 		return fmt.Errorf("make file: %w", err)
 	}
 	defer unix.Close(fd)
-	if err := errors.Join(l.dropInherited(procPath(fd)), l.setEmpty(fd)); err != nil {
+	if err := l.dropInherited(procPath(fd)); err != nil {
 		return err
+	}
+	if err := l.setEmpty(fd); err != nil {
+		r.warn(l, err)
 	}
 	return l.isMade(fd, "")
 }

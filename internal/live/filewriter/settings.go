@@ -20,12 +20,9 @@ const (
 	extentHints    = 0x800 | 0x10000 // FS_XFLAG_EXTSIZE, FS_XFLAG_COWEXTSIZE
 )
 
-// Flags that only btrfs has, and that only FS_IOC_SETFLAGS sets: FS_NOCOW_FL, which a regular file takes only while it is empty, and FS_DIRSYNC_FL.
-// That call also changes the attribute btrfs.compression, which FS_IOC_FSSETXATTR leaves alone (fs/btrfs/ioctl.c, btrfs_fileattr_set).
-const (
-	noCOWFlag   = 0x800000
-	dirSyncFlag = 0x10000
-)
+// dirSyncFlag is FS_DIRSYNC_FL. Like FS_NOCOW_FL, which btrfs takes for a regular file only while it is empty, only FS_IOC_SETFLAGS sets it. That call
+// also changes the attribute btrfs.compression, which FS_IOC_FSSETXATTR leaves alone (fs/btrfs/ioctl.c, btrfs_fileattr_set).
+const dirSyncFlag = 0x10000
 
 // settings is a struct fsxattr.
 type settings struct {
@@ -91,30 +88,34 @@ func (s settings) with(w wire.Settings, regular, hints bool) settings {
 	return s
 }
 
-// setEmpty gives what was just created the settings that it takes only now.
+// setEmpty gives an empty file, or a directory, the settings that a file with content does not take. Without them it gets its content all the
+// same.
 func (l *unlogged) setEmpty(fd int) error {
 	w := l.attr.Settings
-	if w.Known&extentHints != 0 && l.kind() == unix.S_IFREG {
-		now, err := readSettings(fd)
-		if err == nil {
-			err = now.with(w, true, true).setTo(fd, now)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if w.BtrfsKnown == 0 {
+	switch {
+	case w.BtrfsKnown != 0:
+		return l.setBtrfs(fd)
+	case w.Known&extentHints == 0 || l.kind() != unix.S_IFREG:
 		return nil
 	}
+	now, err := readSettings(fd)
+	if err != nil {
+		return err
+	}
+	return now.with(w, true, true).setTo(fd, now)
+}
+
+// setBtrfs sets the flags that only btrfs has.
+func (l *unlogged) setBtrfs(fd int) error {
 	now, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
 	if err != nil {
 		return fmt.Errorf("get inode flags: %w", err)
 	}
-	want := now&^int(w.BtrfsKnown) | int(w.Btrfs)
+	known, want := int(l.attr.Settings.BtrfsKnown), int(l.attr.Settings.Btrfs)
 	if l.kind() == unix.S_IFREG {
-		want = want&^dirSyncFlag | now&dirSyncFlag
+		known &^= dirSyncFlag
 	}
-	if want == now {
+	if want = now&^known | want&known; want == now {
 		return nil
 	}
 	if err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, want); err != nil {

@@ -72,6 +72,9 @@ func (l *unlogged) prepare(t *target) error {
 	if l.made != nil || l.ready || l.attr.Committed {
 		return nil
 	}
+	if t.size == 0 {
+		t.lacks = l.setEmpty(t.fd)
+	}
 	if err := checkExtents(t.fd, l.attr.Mapped); err != nil {
 		return err
 	}
@@ -79,7 +82,7 @@ func (l *unlogged) prepare(t *target) error {
 		if err := l.checkBehind(t); err != nil && !l.attr.Partial {
 			return err
 		} else if err != nil {
-			t.lacks = fmt.Errorf("%w: these are zeros, and the rest is written", err)
+			t.lacks = errors.Join(t.lacks, fmt.Errorf("%w: these are zeros, and the rest is written", err))
 		}
 	}
 	if t.size > t.file.Size {
