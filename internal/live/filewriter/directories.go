@@ -84,8 +84,8 @@ func (r *restorer) unlockDirectory(l *unlogged) error {
 	if err != nil {
 		return err
 	}
-	l.late = want != now.without()
-	if err := now.without().setTo(fd, now); err != nil {
+	l.late = want != now.unlocked()
+	if err := now.unlocked().setTo(fd, now); err != nil {
 		return err
 	}
 	if err := l.setEmpty(fd); err != nil {

@@ -63,26 +63,29 @@ func (s settings) setTo(fd int, now settings) error {
 	return nil
 }
 
-// without returns settings that let programs write.
-func (s settings) without() settings {
+// unlocked returns settings that let programs write.
+func (s settings) unlocked() settings {
 	s.flags &^= lockingFlags
 	return s
 }
 
-// with returns settings with those that an inode had; hints: with these alone, else without those of a regular file.
-func (s settings) with(w wire.Settings, regular, hints bool) settings {
-	mask := w.Known | lockingFlags
-	switch {
-	case hints:
-		mask &= extentHints
-	case regular:
-		mask &^= extentHints
-	}
-	s.flags = s.flags&^mask | w.Flags&mask
-	if w.Known&extentHints != 0 && (hints || !regular) {
+// withHints returns settings with the hints of extent sizes that an inode had.
+func (s settings) withHints(w wire.Settings) settings {
+	if mask := w.Known & extentHints; mask != 0 {
+		s.flags = s.flags&^mask | w.Flags&mask
 		s.extentSize, s.cowSize = w.ExtentSize, w.CowExtentSize
 	}
-	if w.Known&projectInherit != 0 && !hints {
+	return s
+}
+
+// with returns settings with those that an inode had, but for the hints of a regular file.
+func (s settings) with(w wire.Settings, regular bool) settings {
+	if !regular {
+		s = s.withHints(w)
+	}
+	mask := (w.Known | lockingFlags) &^ extentHints
+	s.flags = s.flags&^mask | w.Flags&mask
+	if w.Known&projectInherit != 0 {
 		s.project = w.Project
 	}
 	return s
@@ -102,7 +105,7 @@ func (l *unlogged) setEmpty(fd int) error {
 	if err != nil {
 		return err
 	}
-	return now.with(w, true, true).setTo(fd, now)
+	return now.withHints(w).setTo(fd, now)
 }
 
 // setBtrfs sets the flags that only btrfs has.
@@ -127,7 +130,12 @@ func (l *unlogged) setBtrfs(fd int) error {
 // wants returns the settings that an open file or directory has, and those that it is to have in the end.
 func (l *unlogged) wants(fd int) (now, want settings, err error) {
 	now, err = readSettings(fd)
-	return now, now.with(l.attr.Settings, l.kind() == unix.S_IFREG, false), err
+	return now, now.with(l.attr.Settings, l.kind() == unix.S_IFREG), err
+}
+
+// readable opens for reading what an O_PATH descriptor, which takes no ioctl(2), has open.
+func readable(fd int) (int, error) {
+	return unix.Open(procPath(fd), unix.O_RDONLY|unix.O_NOATIME|unix.O_CLOEXEC, 0)
 }
 
 // lock gives files and directories the settings that they had, some of which forbid to write to files, and to change the
@@ -137,25 +145,28 @@ func (r *restorer) lock() {
 		if !l.late {
 			continue
 		}
-		fh, err := handleOf(r.kind, l.file, l.attr.Root)
-		if l.made != nil {
-			fh, err = *l.made, nil
-		}
-		var fd int
-		if err == nil {
-			fd, err = unix.OpenByHandleAt(r.mount, fh, unix.O_RDONLY|unix.O_NOATIME|unix.O_CLOEXEC)
-		}
-		if err == nil {
-			var now, want settings
-			if now, want, err = l.wants(fd); err == nil {
-				err = want.setTo(fd, now)
-			}
-			unix.Close(fd)
-		}
-		if err != nil {
+		if err := r.lockOne(l); err != nil {
 			r.fail(l, err)
 		}
 	}
+}
+
+func (r *restorer) lockOne(l *unlogged) error {
+	at, err := r.reopen(l)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	fd, err := readable(at)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	now, want, err := l.wants(fd)
+	if err != nil {
+		return err
+	}
+	return want.setTo(fd, now)
 }
 
 // join gives a file the project of a directory whose files must all be of its project (fs/xfs/xfs_inode.c, xfs_link and xfs_rename), so
@@ -168,7 +179,7 @@ func (l *unlogged) join(fd, dir int) error {
 	if err != nil {
 		return err
 	}
-	own, err := unix.Open(procPath(fd), unix.O_RDONLY|unix.O_NOATIME|unix.O_CLOEXEC, 0)
+	own, err := readable(fd)
 	if err != nil {
 		return err
 	}

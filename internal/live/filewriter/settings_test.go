@@ -25,7 +25,11 @@ func TestSettings(t *testing.T) {
 		"only flags":         {had: wire.Settings{Flags: noDump, Known: 0xf8}, want: settings{flags: prealloc | noDump, extents: 3, project: 7, extentSize: 4096}},
 		"not known, but set": {had: wire.Settings{Flags: 0x4000, Known: noDump}, want: settings{flags: prealloc, extents: 3, project: 7, extentSize: 4096}},
 	} {
-		if got := now.with(tt.had, tt.regular, tt.hints); got != tt.want {
+		got := now.with(tt.had, tt.regular)
+		if tt.hints {
+			got = now.withHints(tt.had)
+		}
+		if got != tt.want {
 			t.Errorf("%s: %+v, want %+v", name, got, tt.want)
 		}
 	}

@@ -129,7 +129,7 @@ func (t *target) unlock(mount int, fh unix.FileHandle) error {
 		return err
 	}
 	t.locked = true
-	return t.settings.without().setTo(fd, t.settings)
+	return t.settings.unlocked().setTo(fd, t.settings)
 }
 
 func readCapability(fd int) ([]byte, error) {
@@ -243,7 +243,7 @@ func (t *target) protect(mount int) error {
 		return nil
 	}
 	if t.fd >= 0 {
-		return t.settings.setTo(t.fd, t.settings.without())
+		return t.settings.setTo(t.fd, t.settings.unlocked())
 	}
 	fh, err := t.handle()
 	if err != nil {
@@ -254,7 +254,7 @@ func (t *target) protect(mount int) error {
 		return fmt.Errorf("put inode flags back: %w", err)
 	}
 	defer unix.Close(fd)
-	return t.settings.setTo(fd, t.settings.without())
+	return t.settings.setTo(fd, t.settings.unlocked())
 }
 
 // resize sets the file's size if it is another one, or if the file is to be cut: setting the

@@ -149,8 +149,11 @@ func (l *unlogged) own(t *target) error {
 		t.capability = nil // it has those of the dead kernel, or the dead kernel's write took them
 	}
 	now, want, err := l.wants(t.fd)
+	if err != nil {
+		return err // the flags that were cleared are put back
+	}
 	l.late, t.locked = want != now, false
-	return err
+	return nil
 }
 
 // ownFD sets owner, permissions and extended attributes, in this order: a change of owner clears the
