@@ -20,12 +20,12 @@ func (w *diskWalk) content(i *pagecache.Inode, f *File) error {
 	}
 	if why := w.p.unfit(i); why != 0 {
 		if len(f.Runs) > 0 || !f.Metadata.Committed {
-			return &pagecache.Refusal{Inode: i.Ino, Reason: why}
+			return &pagecache.Refusal{Inode: i.Ino, Path: f.Path, Reason: why}
 		}
 		return nil
 	}
 	for _, r := range refused {
-		w.p.noteOf(i, w.paths, r)
+		w.p.noteOf(f.Path, r)
 	}
 	if f.Metadata.Committed {
 		return nil

@@ -171,11 +171,11 @@ func (p *Plan) note(err error) {
 	p.Faults = append(p.Faults, err)
 }
 
-// noteOf is note for an inode.
-func (p *Plan) noteOf(i *pagecache.Inode, paths *pagecache.Paths, err error) {
+// noteOf is note for what a walk of one file yields; a file with an empty path is known by its number.
+func (p *Plan) noteOf(path string, err error) {
 	var refusal *pagecache.Refusal
 	if errors.As(err, &refusal) {
-		refusal.Path, _ = paths.Of(i) // else it is known by its number
+		refusal.Path = path
 	}
 	p.note(err)
 }
@@ -219,25 +219,25 @@ func (p *Plan) add(c *pagecache.Cache, s *pagecache.Superblock, i *pagecache.Ino
 		return
 	}
 	f := fileOf(i)
+	// A file without a name in memory is found by its inode number.
+	f.Path, _ = paths.Of(i)
 	pieces := c.Unsaved
 	if s.InMemory() {
 		pieces = c.Held
 	}
 	for piece, err := range pieces(s, i) {
 		if err != nil {
-			p.noteOf(i, paths, err)
+			p.noteOf(f.Path, err)
 			continue
 		}
 		f.take(piece)
 	}
 	if why := p.unfit(i); why != 0 {
 		if len(f.Runs) > 0 {
-			p.noteOf(i, paths, &pagecache.Refusal{Inode: i.Ino, Reason: why})
+			p.note(&pagecache.Refusal{Inode: i.Ino, Path: f.Path, Reason: why})
 		}
 		return
 	}
-	// A file without a name in memory is found by its inode number.
-	f.Path, _ = paths.Of(i)
 	p.Files = append(p.Files, f)
 }
 
@@ -376,8 +376,9 @@ func (p *Plan) Remove(files map[addr.Ino]struct{}) {
 // may lose. It must be called before Gather.
 func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, r journal.AfterMount) {
 	i := r.Inode
+	path, _ := c.Paths(s).Of(i)
 	if r.Lost != nil {
-		p.noteOf(i, c.Paths(s), &pagecache.Refusal{Inode: i.Ino, Reason: pagecache.Partial, Cause: r.Lost})
+		p.note(&pagecache.Refusal{Inode: i.Ino, Path: path, Reason: pagecache.Partial, Cause: r.Lost})
 	}
 	if !i.Regular() {
 		return
@@ -385,7 +386,7 @@ func (p *Plan) Restore(c *pagecache.Cache, s *pagecache.Superblock, r journal.Af
 	n := slices.IndexFunc(p.Files, func(f File) bool { return f.Ino == i.Ino })
 	if n < 0 {
 		f := fileOf(i)
-		f.Path, _ = c.Paths(s).Of(i)
+		f.Path = path
 		n, p.Files = len(p.Files), append(p.Files, f)
 	}
 	f := &p.Files[n]

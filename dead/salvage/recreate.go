@@ -78,13 +78,12 @@ func ForDisk(c *pagecache.Cache, s *pagecache.Superblock, partial bool) (*Plan, 
 	}
 	listed := make(map[addr.Virt]struct{})
 	for i, err := range c.Inodes(s) {
+		if err == nil {
+			listed[i.Addr] = struct{}{}
+			err = w.add(i)
+		}
 		if err != nil {
 			p.note(err)
-			continue
-		}
-		listed[i.Addr] = struct{}{}
-		if err := w.add(i); err != nil {
-			p.noteOf(i, w.paths, err)
 		}
 	}
 	var dropped iter.Seq[error]
@@ -127,14 +126,14 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 		return nil
 	}
 	f := fileOf(i)
-	f.Metadata = &Metadata{}
+	var err error
+	f.Path, err = w.paths.Of(i)
+	f.Metadata = &Metadata{Nameless: err != nil} // then it is found by its number
 	committed, err := w.committed(i, f.Metadata)
 	if err != nil {
-		return &pagecache.Refusal{Inode: i.Ino, Reason: pagecache.UnknownStructure, Cause: err}
+		return &pagecache.Refusal{Inode: i.Ino, Path: f.Path, Reason: pagecache.UnknownStructure, Cause: err}
 	}
 	f.Metadata.Committed = committed
-	f.Path, err = w.paths.Of(i)
-	f.Metadata.Nameless = err != nil // it is found by its number
 	kind := i.Mode & pagecache.ModeType
 	if committed && kind == pagecache.ModeDir && !f.Metadata.Nameless {
 		w.dirs[f.Path] = i
@@ -170,7 +169,7 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 		f.Metadata.Device = i.Device
 		w.attributes(i, f.Metadata)
 		if f.Metadata.Settings, err = w.settings(i); err != nil {
-			return &pagecache.Refusal{Inode: i.Ino, Reason: pagecache.UnknownStructure, Cause: err}
+			return &pagecache.Refusal{Inode: i.Ino, Path: f.Path, Reason: pagecache.UnknownStructure, Cause: err}
 		}
 		if kind == pagecache.ModeLink {
 			f.Metadata.Target = w.target(i)
@@ -184,11 +183,11 @@ func (w *diskWalk) add(i *pagecache.Inode) error {
 		if w.partial {
 			err = fmt.Errorf("%w; the rest is written", err)
 		}
-		refusal := &pagecache.Refusal{Inode: i.Ino, Reason: pagecache.Partial, Cause: err}
+		refusal := &pagecache.Refusal{Inode: i.Ino, Path: f.Path, Reason: pagecache.Partial, Cause: err}
 		if !w.partial {
 			return refusal
 		}
-		w.p.noteOf(i, w.paths, refusal)
+		w.p.note(refusal)
 	}
 	w.p.Files = append(w.p.Files, f)
 	return nil
