@@ -155,9 +155,9 @@ func (in *inspection) write(w io.Writer) error {
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(out, "%-9s %s\n", name, fmt.Sprintf(format, args...))
 	}
-	line("kernel", "%s", printable(k.Release))
+	line("kernel", "%s", inventory.Printable(k.Release))
 	if k.Host != "" {
-		line("host", "%s", printable(k.Host))
+		line("host", "%s", inventory.Printable(k.Host))
 	}
 	if !k.Boot.IsZero() {
 		line("booted", "%s, up %v until %s", k.Boot.UTC().Format(time.DateTime+" MST"), (time.Duration(k.Uptime * float64(time.Second))).Round(100*time.Millisecond),
@@ -165,9 +165,9 @@ func (in *inspection) write(w io.Writer) error {
 	}
 	switch {
 	case k.Panic != "" && k.PanicCPU != nil:
-		line("panic", "%s (CPU %d)", printable(k.Panic), *k.PanicCPU)
+		line("panic", "%s (CPU %d)", inventory.Printable(k.Panic), *k.PanicCPU)
 	case k.Panic != "":
-		line("panic", "%s", printable(k.Panic))
+		line("panic", "%s", inventory.Printable(k.Panic))
 	case k.PanicProblem != "":
 		line("panic", "not known: %s", k.PanicProblem)
 	default:
@@ -186,7 +186,7 @@ func (in *inspection) write(w io.Writer) error {
 	line("paging", "%d levels", k.PagingLevels)
 	line("memory", "%s, %s", bytesText(int64(k.Memory)), k.Format)
 	if k.CommandLine != "" {
-		line("command", "%s", printable(k.CommandLine))
+		line("command", "%s", inventory.Printable(k.CommandLine))
 	}
 	if t := in.TCP; t.Without != "" {
 		line("tcp", "none: this kernel was built without %s", t.Without)
@@ -202,12 +202,12 @@ func (in *inspection) write(w io.Writer) error {
 		}
 		var on []string
 		for _, at := range f.MountedOn {
-			on = append(on, printable(at))
+			on = append(on, inventory.Printable(at))
 		}
 		if f.Elsewhere > 0 {
 			on = append(on, fmt.Sprintf("(+%d in other namespaces)", f.Elsewhere))
 		}
-		row := []string{printable(f.Device), printable(f.Type), strings.Join(on, " "), fmt.Sprint(f.Files), fmt.Sprint(f.Bytes), ageText(oldest), fmt.Sprint(f.Refused), f.UUID}
+		row := []string{inventory.Printable(f.Device), inventory.Printable(f.Type), strings.Join(on, " "), fmt.Sprint(f.Files), fmt.Sprint(f.Bytes), ageText(oldest), fmt.Sprint(f.Refused), f.UUID}
 		if f.NotRead { // not even zero is known to be right
 			row[4], row[5], row[6] = "up to "+row[4], "?", "all"
 		}

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -174,7 +173,7 @@ func (c *chosen) verdict() error {
 				if inventory.LeftOut(r) {
 					continue // counted
 				}
-				single = append(single, fmt.Sprintf("%s: %s: %v", l.Device, printable(f.Label()), r.Why()))
+				single = append(single, fmt.Sprintf("%s: %s: %v", l.Device, inventory.Printable(f.Label()), r.Why()))
 			}
 		}
 	}
@@ -190,15 +189,6 @@ func (c *chosen) verdict() error {
 		return nil
 	}
 	return &out
-}
-
-// printable quotes names from a dead kernel that would affect a terminal.
-func printable(s string) string {
-	if !utf8.ValidString(s) || s != strings.TrimSpace(s) || strings.HasPrefix(s, `"`) ||
-		strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
-		return strconv.Quote(s)
-	}
-	return s
 }
 
 // bytesText returns a number of bytes as text for people.

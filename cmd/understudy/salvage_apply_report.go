@@ -48,9 +48,9 @@ func applyVerdict(r *offline.Report) error {
 func writeApplied(w io.Writer, r *offline.Report) error {
 	out := bufio.NewWriter(w)
 	if r.FileSystem.Device == "" { // the memory was not read
-		fmt.Fprintf(out, "file system %s, from %s, Linux %s\n", r.FileSystem.UUID, printable(r.Image), r.Kernel)
+		fmt.Fprintf(out, "file system %s, from %s, Linux %s\n", r.FileSystem.UUID, inventory.Printable(r.Image), r.Kernel)
 	} else {
-		fmt.Fprintf(out, "%s %s, which Linux %s had as %s\n", r.FileSystem.Type, r.FileSystem.UUID, r.Kernel, printable(r.FileSystem.Device))
+		fmt.Fprintf(out, "%s %s, which Linux %s had as %s\n", r.FileSystem.Type, r.FileSystem.UUID, r.Kernel, inventory.Printable(r.FileSystem.Device))
 	}
 	if r.NotDead {
 		fmt.Fprintln(out, notInPanic)
@@ -92,9 +92,9 @@ func writeApplied(w io.Writer, r *offline.Report) error {
 // writeActs prints what was done other than writing to files in their place.
 func writeActs(w io.Writer, acts []offline.Act) {
 	for _, act := range acts {
-		paths := []any{printable(inventory.TextOf(act.Path, act.PathBase64))}
+		paths := []any{inventory.Printable(inventory.TextOf(act.Path, act.PathBase64))}
 		if other := inventory.TextOf(act.Other, act.OtherBase64); other != "" {
-			paths = append(paths, printable(other))
+			paths = append(paths, inventory.Printable(other))
 		}
 		fmt.Fprintf(w, actTexts[act.Kind]+"\n", paths...)
 	}
@@ -105,7 +105,7 @@ func writePlan(w *bufio.Writer, p *offline.Plan) {
 	for _, f := range p.Files {
 		rows = append(rows, []string{
 			modeText(f.RawMode), fmt.Sprintf("%d:%d", f.UID, f.GID), fmt.Sprint(f.Size), fmt.Sprint(f.Bytes),
-			fmt.Sprint(f.Inode), fmt.Sprint(f.Generation), printable(f.Label),
+			fmt.Sprint(f.Inode), fmt.Sprint(f.Generation), inventory.Printable(f.Label),
 		})
 	}
 	if len(p.Files) > 0 {

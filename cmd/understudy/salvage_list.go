@@ -80,7 +80,7 @@ func (c *chosen) table(w io.Writer, all bool) error {
 	rows := [][]string{{"MODE", "OWNER", "SIZE", "UNSAVED", "AGE", "STATE", "FS", "INODE", "GENERATION", "PATH"}}
 	files, uncommitted, unsaved := 0, 0, int64(0)
 	for _, l := range c.found {
-		device := printable(l.Device)
+		device := inventory.Printable(l.Device)
 		for _, f := range l.Files {
 			files++
 			unsaved += f.UnsavedBytes()
@@ -89,7 +89,7 @@ func (c *chosen) table(w io.Writer, all bool) error {
 			}
 			rows = append(rows, []string{
 				modeText(f.Mode), number(f.UID) + ":" + number(f.GID), number(f.Size), number(f.UnsavedBytes()),
-				ageText(f.Age), string(f.State), device, number(f.Ino), number(f.Generation), printable(f.Label()),
+				ageText(f.Age), string(f.State), device, number(f.Ino), number(f.Generation), inventory.Printable(f.Label()),
 			})
 		}
 	}
@@ -102,7 +102,7 @@ func (c *chosen) table(w io.Writer, all bool) error {
 	}
 	fmt.Fprintf(out, "%s, %s unsaved", plural(files, kind), bytesText(unsaved))
 	if len(c.found) > 0 {
-		fmt.Fprintf(out, ", on %s", printable(c.devices()))
+		fmt.Fprintf(out, ", on %s", inventory.Printable(c.devices()))
 	}
 	if uncommitted > 0 {
 		fmt.Fprintf(out, "; %d of them were written, but not committed: the disk may lack what was written, or have an older size", uncommitted)

@@ -244,16 +244,6 @@ func TestInspect(t *testing.T) {
 	}
 }
 
-func TestPrintable(t *testing.T) {
-	for in, want := range map[string]string{
-		"a b": "a b", "ä": "ä", "\x1b[2J": `"\x1b[2J"`, "\xff": `"\xff"`, "a\nb": `"a\nb"`, " a": `" a"`, "\u202e": `"\u202e"`, `"a"`: `"\"a\""`,
-	} {
-		if got := printable(in); got != want {
-			t.Errorf("%q is %s, not %s", in, got, want)
-		}
-	}
-}
-
 func TestModeText(t *testing.T) {
 	for mode, want := range map[uint16]string{0o644: "-rw-r--r--", 0o4751: "-rwsr-x--x", 0o2000: "------S---", 0o1777: "-rwxrwxrwt", 0o040755: "drwxr-xr-x", 0o120777: "lrwxrwxrwx"} {
 		if got := modeText(mode); got != want {

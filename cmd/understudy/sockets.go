@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy.dev/understudy/dead/inventory"
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/dead/sockets"
@@ -165,7 +166,7 @@ func (l *socketList) writeNeighbours(w io.Writer) error {
 		if n.Router {
 			kind += " router"
 		}
-		rows = append(rows, []string{n.Address.String(), printable(n.Interface), n.MAC, kind, number(n.Namespace)})
+		rows = append(rows, []string{n.Address.String(), inventory.Printable(n.Interface), n.MAC, kind, number(n.Namespace)})
 	}
 	if len(l.Neighbours) > 0 {
 		columns(out, rows, "lllll")

@@ -113,3 +113,14 @@ func TestGlob(t *testing.T) {
 		t.Error("a pattern that is none is taken")
 	}
 }
+
+// TestPrintable checks that no name affects a terminal, or looks like a quoted one.
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"a b": "a b", "ä": "ä", "\x1b[2J": `"\x1b[2J"`, "\xff": `"\xff"`, "a\nb": `"a\nb"`, " a": `" a"`, "\u202e": `"\u202e"`, `"a"`: `"\"a\""`,
+	} {
+		if got := Printable(in); got != want {
+			t.Errorf("%q is %s, not %s", in, got, want)
+		}
+	}
+}

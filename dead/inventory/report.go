@@ -4,6 +4,8 @@ import (
 	"encoding/base64"
 	"fmt"
 	"math"
+	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -120,6 +122,15 @@ func Text(s string) (string, []byte) {
 func TextOf(s string, raw []byte) string {
 	if raw != nil {
 		return string(raw)
+	}
+	return s
+}
+
+// Printable quotes names from a dead kernel that would affect a terminal.
+func Printable(s string) string {
+	if !utf8.ValidString(s) || s != strings.TrimSpace(s) || strings.HasPrefix(s, `"`) ||
+		strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		return strconv.Quote(s)
 	}
 	return s
 }

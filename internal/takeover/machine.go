@@ -1,13 +1,12 @@
 package takeover
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
-	"strconv"
 	"time"
 
+	"understudy.dev/understudy/dead/inventory"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -194,12 +193,9 @@ func (g *GivenUp) Refused() []Refusal { return append([]Refusal{{Reason: g.Error
 // String returns the refusal on one line.
 func (r Refusal) String() string {
 	s := r.Reason
-	switch at := cmp.Or(r.Path, string(r.PathBase64)); {
+	switch at := inventory.TextOf(r.Path, r.PathBase64); {
 	case at != "":
-		if quoted := strconv.Quote(at); quoted[1:len(quoted)-1] != at {
-			at = quoted
-		}
-		s = at + ": " + s
+		s = inventory.Printable(at) + ": " + s
 	case r.Inode != 0:
 		s = fmt.Sprintf("inode %d: %s", r.Inode, s)
 	}
