@@ -135,6 +135,18 @@ func exitCode(err error) int {
 // maxNamed bounds how many refusals are reported one by one.
 const maxNamed = 10
 
+// firstRefusals returns the first refusals, and how many more there are of a total, with what tells about those.
+func firstRefusals[T any](all []T, total int, tells string) []string {
+	var out []string
+	for _, r := range all[:min(len(all), maxNamed)] {
+		out = append(out, fmt.Sprint(r))
+	}
+	if more := total - len(out); more > 0 {
+		out = append(out, fmt.Sprintf("and %d more refusals; %s", more, tells))
+	}
+	return out
+}
+
 // excludedHint says what to do about a dump without the page cache, if the dump
 // itself does not say why (makedumpfile(8): level 2 leaves out cache pages, 4
 // those with private data).
@@ -180,11 +192,7 @@ func (c *chosen) verdict() error {
 	if info := c.image.Info(); excluded > 0 || info.MissesCache() || info.Cut() {
 		out.what = append(out.what, c.excluded(int64(excluded)))
 	}
-	n := len(single)
-	if n > maxNamed {
-		single = append(single[:maxNamed], fmt.Sprintf("and %d more refusals; --json tells all", n-maxNamed))
-	}
-	out.what = append(out.what, single...)
+	out.what = append(out.what, firstRefusals(single, len(single), "--json tells all")...)
 	if len(out.what) == 0 {
 		return nil
 	}

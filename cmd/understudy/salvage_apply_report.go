@@ -33,15 +33,7 @@ func applyVerdict(r *offline.Report) error {
 	if r.Complete {
 		return nil
 	}
-	var out incomplete
-	for i, why := range r.Refused {
-		if i == maxNamed {
-			out.what = append(out.what, fmt.Sprintf("and %d more refusals; --json tells all", len(r.Refused)-i))
-			break
-		}
-		out.what = append(out.what, why.String())
-	}
-	return &out
+	return &incomplete{what: firstRefusals(r.Refused, len(r.Refused), "--json tells all")}
 }
 
 // writeApplied prints a report for people.

@@ -115,15 +115,10 @@ func listSockets(paths []string) (*socketList, error) {
 
 // verdict returns nil if everything in memory was taken.
 func (l *socketList) verdict() error {
-	n := len(l.Refused)
-	if n == 0 {
+	if len(l.Refused) == 0 {
 		return nil
 	}
-	out := &incomplete{what: l.Refused[:min(n, maxNamed)]}
-	if n > maxNamed {
-		out.what = append(out.what[:maxNamed:maxNamed], fmt.Sprintf("and %d more refusals; --json tells all", n-maxNamed))
-	}
-	return out
+	return &incomplete{what: firstRefusals(l.Refused, len(l.Refused), "--json tells all")}
 }
 
 // writeConnections prints connections as ss -tn would, with what the peer expects

@@ -181,12 +181,12 @@ func (t *lastTakeover) write(w io.Writer) error {
 	} else {
 		fmt.Fprintf(w, "takeover    %s, %s\n", at, t.Verdict)
 		fmt.Fprintf(w, "            %d files, %d bytes recovered, %d refused\n", t.Files, t.Bytes, t.Refusals())
-		named := t.Refused[:min(len(t.Refused), maxNamed)]
-		for _, r := range named {
-			fmt.Fprintf(w, "            refused: %v\n", r)
+		var refused []string
+		for _, r := range t.Refused {
+			refused = append(refused, fmt.Sprintf("refused: %v", r))
 		}
-		if more := t.Refusals() - len(named); more > 0 {
-			fmt.Fprintf(w, "            and %d more refusals; status --json tells all that are known by name\n", more)
+		for _, line := range firstRefusals(refused, t.Refusals(), "status --json tells all that are known by name") {
+			fmt.Fprintf(w, "            %s\n", line)
 		}
 		fmt.Fprintf(w, "            %s\n", &t.Notified)
 	}
