@@ -11,6 +11,7 @@ import (
 	"understudy.dev/understudy/internal/lab/scene"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/initramfs"
+	"understudy.dev/understudy/internal/takeover/offline"
 )
 
 // TestLongAttributes lets a kernel die with values of extended attributes that are in inodes of their own: one
@@ -116,27 +117,14 @@ func TestRemadeAttributes(t *testing.T) {
 	}
 }
 
-// attributesOf prints what there is below a directory: type, permissions, owner, device, and extended attributes.
+// attributesOf prints what there is: type, permissions, owner, device, and extended attributes.
 const attributesOf = `
-attributesOf() {
-	cd $1
-	find . | sort | while read f; do stat -c '%A %u:%g %t,%T %n' $f; done
-	getfattr -R -P -h -d -m - -e hex . | sort
-	cd /
-}
+cd /mnt
+find . | sort | while read f; do stat -c '%A %u:%g %t,%T %n' $f; done
+getfattr -R -P -h -d -m - -e hex . | sort
 `
 
-func remadeAttributes(t *testing.T, kernel, kind string, programs []initramfs.File) {
-	out := scene.Disk{Size: 64 << 20, Mkfs: []string{"mkfs.ext4", "-qF"}}
-	s := scene.Play(t, scene.Spec{
-		Kernel: kernel, Modules: []string{kind, "ext4"}, Files: programs,
-		Disks: []scene.Disk{{Size: 512 << 20, Mkfs: []string{"mkfs." + kind, "-q"}}, out},
-		Script: "PATH=$PATH:/usr/bin\n" + attributesOf + fmt.Sprintf(`
-for s in /proc/sys/fs/xfs/xfssyncd_centisecs /proc/sys/vm/dirty_writeback_centisecs; do [ ! -e $s ] || echo 720000 >$s; done
-mkdir /out
-mount -t ext4 /dev/vdb /out
-mount -t %[1]s -o $([ %[1]s = xfs ] && echo noatime || echo commit=600) /dev/vda /mnt
-acl=%[2]s
+const attributesWork = `
 mkdir /mnt/dir /mnt/shared
 for f in old same gone less; do echo $f >/mnt/dir/$f; done
 setfattr -n user.same -v 1 /mnt/dir/same
@@ -145,15 +133,15 @@ setfattr -n system.posix_acl_access -v $acl /mnt/dir/less
 setfattr -n system.posix_acl_default -v $acl /mnt/shared
 sync
 echo more >>/mnt/dir/same
-setfattr -n user.old -v "$(printf '%%0150d' 7)" /mnt/dir/old
+setfattr -n user.old -v "$(printf '%0150d' 7)" /mnt/dir/old
 setfattr -n security.selinux -v label /mnt/dir/old
-for n in $(seq 30); do setfattr -n user.many$n -v "$(printf '%%0180d' $n)" /mnt/dir/same; done
+for n in $(seq 30); do setfattr -n user.many$n -v "$(printf '%0180d' $n)" /mnt/dir/same; done
 setfattr -x user.gone /mnt/dir/gone
 setfattr -x system.posix_acl_access /mnt/dir/less
 chmod 600 /mnt/dir/less
 echo long >/mnt/dir/long
-setfattr -n security.NTACL -v "$(printf '%%0400d' 7)" /mnt/dir/long
-setfattr -n user.DOSATTRIB -v "$(printf '%%0080d' 7)" /mnt/dir/long
+setfattr -n security.NTACL -v "$(printf '%0400d' 7)" /mnt/dir/long
+setfattr -n user.DOSATTRIB -v "$(printf '%0080d' 7)" /mnt/dir/long
 for f in acl none; do echo $f >/mnt/dir/$f; chmod 770 /mnt/dir/$f; done
 setfattr -n system.posix_acl_access -v $acl /mnt/dir/acl
 mkdir /mnt/shared/made
@@ -170,29 +158,37 @@ mknod /mnt/dir/fifo p
 ln -s target /mnt/dir/link
 setfattr -h -n trusted.link -v 1 /mnt/dir/link
 chown 12:34 /mnt/dir/fifo
-attributesOf /mnt >/out/attributes
-umount /out
-crash
-`, kind, hexACL),
+`
+
+// remade lets a kernel die while XFS or btrfs has the work of a script in memory only, rescues the disk, and returns what a second
+// script prints of /mnt before and after. The first may "sync" what is to be on the disk already.
+func remade(t *testing.T, kernel, kind string, programs []initramfs.File, work, list string) (was, is string, r offline.Report) {
+	out := scene.Disk{Size: 64 << 20, Mkfs: []string{"mkfs.ext4", "-qF"}}
+	begin := "PATH=$PATH:/usr/bin:/usr/sbin\nmkdir /out\nmount -t ext4 /dev/vdb /out\n"
+	list = "(" + list + ") >/out/list\numount /out\ncrash\n"
+	s := scene.Play(t, scene.Spec{
+		Kernel: kernel, Modules: []string{kind, "ext4"}, Files: programs,
+		Disks: []scene.Disk{{Size: 512 << 20, Mkfs: []string{"mkfs." + kind, "-q"}}, out},
+		Script: begin + fmt.Sprintf(`
+for s in /proc/sys/fs/xfs/xfssyncd_centisecs /proc/sys/vm/dirty_writeback_centisecs; do [ ! -e $s ] || echo 720000 >$s; done
+mount -t %[1]s -o $([ %[1]s = xfs ] && echo noatime || echo commit=600) /dev/vda /mnt
+`, kind) + work + list,
 	})
 	b := &bench{t: t, image: &fixture.Image{RAM: s.RAM}}
 	b.disk.Image = s.Disks[0]
-	if r := b.apply(); !r.Complete {
+	if r = b.apply(); !r.Complete {
 		t.Errorf("%+v", r)
 	}
 	after := scene.Play(t, scene.Spec{
-		Modules: []string{kind, "ext4"}, Files: programs,
-		Disks: []scene.Disk{{Copy: b.disk.Image}, out},
-		Script: "PATH=$PATH:/usr/bin\n" + attributesOf + `
-mkdir /out
-mount -t ext4 /dev/vdb /out
-mount -t ` + kind + ` -o ro /dev/vda /mnt
-attributesOf /mnt >/out/attributes
-umount /out
-crash
-`,
+		Kernel: kernel, Modules: []string{kind, "ext4"}, Files: programs,
+		Disks:  []scene.Disk{{Copy: b.disk.Image}, out},
+		Script: begin + "mount -t " + kind + " -o ro /dev/vda /mnt\n" + list,
 	})
-	was, is := debugfs(t, s.Disks[1], "cat attributes"), debugfs(t, after.Disks[1], "cat attributes")
+	return debugfs(t, s.Disks[1], "cat list"), debugfs(t, after.Disks[1], "cat list"), r
+}
+
+func remadeAttributes(t *testing.T, kernel, kind string, programs []initramfs.File) {
+	was, is, _ := remade(t, kernel, kind, programs, "acl="+hexACL+attributesWork, attributesOf)
 	if was != is || strings.Count(was, "system.posix_acl_access") != 3 {
 		t.Errorf("there was\n%s\nand there is\n%s", was, is)
 	}

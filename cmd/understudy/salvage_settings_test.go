@@ -1,31 +1,40 @@
 package main
 
 import (
-	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
 
 	"understudy.dev/understudy/internal/lab/fixture"
-	"understudy.dev/understudy/internal/lab/scene"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/initramfs"
 )
 
-// settingsOf prints what there is below a directory: type, links, inode flags, project and extent sizes, whether it is the top of a subvolume,
+// settingsOf prints what there is: type, links, inode flags, project and extent sizes, whether it is the top of a subvolume,
 // and extended attributes.
 const settingsOf = `
-settingsOf() {
-	cd $1
-	find . | sort | while read f; do
-		top=; [ $(stat -c %i $f) != 256 ] || top=subvolume
-		[ -z "${2-}" ] || top="$(xfs_io -r -c stat $f | grep -E 'xflags|projid|extsize' | sed 's/\[.*//' | tr '\n' ' ')"
-		links=; [ -d $f ] || links=$(stat -c %h $f)
-		echo $f $(stat -c %A $f) $links $(lsattr -d $f | cut -d' ' -f1) $top
-	done
-	getfattr -R -P -h -d -m - -e hex . | sort
-	cd /
+cd /mnt
+xfs=; ! grep -q ' /mnt xfs ' /proc/mounts || xfs=yes
+find . | sort | while read f; do
+	top=; [ $(stat -c %i $f) != 256 ] || top=subvolume
+	[ -z "$xfs" ] || top="$(xfs_io -r -c stat $f | grep -E 'xflags|projid|extsize' | sed 's/\[.*//' | tr '\n' ' ')"
+	links=; [ -d $f ] || links=$(stat -c %h $f)
+	echo $f $(stat -c %A $f) $links $(lsattr -d $f | cut -d' ' -f1) $top
+done
+getfattr -R -P -h -d -m - -e hex . | sort
+`
+
+// What is on the disk before: a directory whose files are of a project, and a file that is to be compressed.
+var settingsBefore = map[string]string{
+	"xfs":   settingsOld + "xfs_io -c 'chproj 42' -c 'chattr +P' /mnt/project\nsync\n",
+	"btrfs": settingsOld + "setfattr -n btrfs.compression -v zstd /mnt/dir/fixed\nsync\n",
 }
+
+const settingsOld = `
+mkdir /mnt/dir /mnt/project
+for f in old noatime fixed; do echo $f >/mnt/dir/$f; done
+touch /mnt/dir/empty
+chattr +A /mnt/dir/noatime
 `
 
 // The same work on both, and then what only one of them has. A project is given to a directory with all its files; one file leaves it,
@@ -109,48 +118,7 @@ func TestRemadeSettings(t *testing.T) {
 }
 
 func remadeSettings(t *testing.T, kernel, kind string, programs []initramfs.File) {
-	out := scene.Disk{Size: 64 << 20, Mkfs: []string{"mkfs.ext4", "-qF"}}
-	xfs := strings.TrimSuffix(kind, "btrfs") // empty for btrfs
-	path := "PATH=$PATH:/usr/bin:/usr/sbin\n"
-	s := scene.Play(t, scene.Spec{
-		Kernel: kernel, Modules: []string{kind, "ext4"}, Files: programs,
-		Disks: []scene.Disk{{Size: 512 << 20, Mkfs: []string{"mkfs." + kind, "-q"}}, out},
-		Script: path + settingsOf + fmt.Sprintf(`
-for s in /proc/sys/fs/xfs/xfssyncd_centisecs /proc/sys/vm/dirty_writeback_centisecs; do [ ! -e $s ] || echo 720000 >$s; done
-mkdir /out
-mount -t ext4 /dev/vdb /out
-mount -t %[1]s -o $([ %[1]s = xfs ] && echo noatime || echo commit=600) /dev/vda /mnt
-mkdir /mnt/dir /mnt/project
-for f in old noatime fixed; do echo $f >/mnt/dir/$f; done
-touch /mnt/dir/empty
-chattr +A /mnt/dir/noatime
-[ %[1]s = xfs ] && xfs_io -c 'chproj 42' -c 'chattr +P' /mnt/project || setfattr -n btrfs.compression -v zstd /mnt/dir/fixed
-sync
-`, kind) + settingsWork + settingsOwn[kind] + `
-settingsOf /mnt ` + xfs + ` >/out/settings
-umount /out
-crash
-`,
-	})
-	b := &bench{t: t, image: &fixture.Image{RAM: s.RAM}}
-	b.disk.Image = s.Disks[0]
-	r := b.apply()
-	if !r.Complete {
-		t.Errorf("%+v", r)
-	}
-	after := scene.Play(t, scene.Spec{
-		Kernel: kernel, Modules: []string{kind, "ext4"}, Files: programs,
-		Disks: []scene.Disk{{Copy: b.disk.Image}, out},
-		Script: path + settingsOf + `
-mkdir /out
-mount -t ext4 /dev/vdb /out
-mount -t ` + kind + ` -o ro /dev/vda /mnt
-settingsOf /mnt ` + xfs + ` >/out/settings
-umount /out
-crash
-`,
-	})
-	was, is := debugfs(t, s.Disks[1], "cat settings"), debugfs(t, after.Disks[1], "cat settings")
+	was, is, r := remade(t, kernel, kind, programs, settingsBefore[kind]+settingsWork+settingsOwn[kind], settingsOf)
 	want := map[string]string{"xfs": "projid = 42", "btrfs": "subvolume"}[kind]
 	if was != is || !strings.Contains(was, want) || strings.Count(was, "\n") < 20 {
 		t.Errorf("there was\n%s\nand there is\n%s\nof %+v", was, is, r.Applied)

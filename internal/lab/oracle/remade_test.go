@@ -88,20 +88,22 @@ func TestRemade(t *testing.T) {
 		"another in the place of removed": {change: edit(removed, func(e *page.Entry) { *e = plain.Entries[removed]; e.Ino = 9999 }), bad: true},
 		"too much":                        {change: edit("t0/strange", func(e *page.Entry) { e.Ino, e.Mode = 9999, script.TypeFile }), bad: true},
 	} {
-		for _, byPath := range []bool{false, true} {
-			if byPath && tc.reason != "" {
+		for _, by := range []struct {
+			path bool
+			top  string // that the paths begin with
+		}{{}, {path: true}, {true, "life2/"}} {
+			if by.path && tc.reason != "" {
 				continue // these are refused by inode
 			}
-			top := []string{"", "life2/"}[len(name)%2]
-			t.Run(fmt.Sprintf("%s, by path %v", name, byPath), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, by path %v %s", name, by.path, by.top), func(t *testing.T) {
 				found := Tree{Entries: maps.Clone(same.Entries)}
 				tc.change(found)
 				var report struct {
 					Refused []map[string]any `json:"refused"`
 				}
 				switch {
-				case tc.refused != "" && byPath:
-					report.Refused = []map[string]any{{"path": top + tc.refused}}
+				case tc.refused != "" && by.path:
+					report.Refused = []map[string]any{{"path": by.top + tc.refused}}
 				case tc.refused != "":
 					report.Refused = []map[string]any{{"inode": same.Entries[tc.refused].Ino, "reason": tc.reason}}
 				}
@@ -109,7 +111,7 @@ func TestRemade(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				c.remade = remadeOf(plain, &RescueReport{Report: b}, top)
+				c.remade = remadeOf(plain, &RescueReport{Report: b}, by.top)
 				got := c.Compare(found)
 				if (len(got.Findings) > 0) != tc.bad || got.Forgiven != tc.forgiven || got.Back != tc.back {
 					t.Errorf("%d forgiven, %d back, %v", got.Forgiven, got.Back, got.Findings)
