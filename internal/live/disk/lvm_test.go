@@ -1,0 +1,134 @@
+package disk
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"testing"
+
+	"understudy.dev/understudy/internal/lab/lvmdisk"
+)
+
+// lvmSize is the size of the disks of these tests, in bytes.
+const lvmSize = 1 << 20
+
+// TestVolumes: what is linear is found, and what is not is said to be so, with its name.
+func TestVolumes(t *testing.T) {
+	at := func(extent, count int64) Stretch {
+		return Stretch{lvmdisk.Start + extent*lvmdisk.Extent, count * lvmdisk.Extent}
+	}
+	volume, linear := lvmdisk.Volume, lvmdisk.Linear
+	visible := lvmdisk.Visible
+	other := func(is string) lvmdisk.Segment { return lvmdisk.Segment{Count: 2, Is: is} }
+	root := volume("root", visible, linear(1, 2))
+	for _, tt := range []struct {
+		name, top string
+		volumes   []string
+		want      []Stretch // of vg0/root
+		err       string
+	}{
+		{"linear", "", []string{root}, []Stretch{at(1, 2)}, ""},
+		{"beside another", "", []string{root, volume("swap", visible, linear(3, 2))}, []Stretch{at(1, 2)}, ""},
+		{"two segments", "", []string{volume("root", visible, linear(4, 2), linear(0, 1))}, []Stretch{at(4, 2), at(0, 1)}, ""},
+		{"two that are one", "", []string{volume("root", visible, linear(1, 2), linear(3, 1))}, []Stretch{at(1, 3)}, ""},
+		{"a gap", "", []string{volume("root", visible, linear(1, 2), lvmdisk.Segment{Count: 1, Is: linear(3, 1).Is, Gap: 1})}, nil, "makes no sense"},
+		{"beyond the end", "", []string{volume("root", visible, linear(6, 2))}, nil, "makes no sense"},
+		{"no segments", "", []string{volume("root", visible)}, nil, "it has 0 segments"},
+		{"thin", "", []string{volume("root", visible, other("type = \"thin\"\nthin_pool = \"pool\"\n")), volume("pool", visible, other("type = \"thin-pool\"\n"))}, nil, "not linear: a segment is of type thin"},
+		{"striped", "", []string{volume("root", visible, other("type = \"striped\"\nstripes = [\"pv0\", 0, \"pv1\", 0]\n"))}, nil, "with 2 stripes"},
+		{"with a snapshot", "", []string{root, volume("snapshot0", `"READ", "WRITE"`, other("type = \"snapshot\"\norigin = \"root\"\ncow_store = \"snap\"\n"))}, nil, "snapshot0 depends on it"},
+		{"leg of a mirror", "", []string{root, volume("m", visible, other("type = \"mirror\"\nmirrors = [\"root\", 0, \"other\", 0]\n"))}, nil, "m depends on it"},
+		{"named as the host, a type and a tag", "", []string{root, volume("x", visible, other("type = \"root\"\ntags = [\"root\"]\n"))}, []Stretch{at(1, 2)}, ""},
+		{"being moved", "", []string{volume("root", `"READ", "WRITE", "VISIBLE", "LOCKED"`, linear(1, 2))}, nil, "LOCKED"},
+		{"exported", `status = ["EXPORTED"]`, []string{root}, nil, "exported"},
+		{"shared", `lock_type = "sanlock"`, []string{root}, nil, "shared"},
+		{"not shared", `lock_type = "none"`, []string{root}, []Stretch{at(1, 2)}, ""},
+		{"given away twice", "", []string{root, volume("swap", visible, linear(2, 2))}, nil, "twice"},
+		{"hidden", "", []string{volume("root", `"READ", "WRITE"`, linear(1, 2))}, nil, "no logical volume vg0/root, nor any other"},
+		{"another name", "", []string{volume("home", visible, linear(1, 2))}, nil, "no logical volume vg0/root; there is vg0/home"},
+	} {
+		for where, from := range map[string]int{"": lvmdisk.Header, ", text around the end": lvmdisk.Start - lvmdisk.Area - 100} {
+			t.Run(tt.name+where, func(t *testing.T) {
+				d := make([]byte, lvmSize)
+				lvmdisk.Write(d, lvmdisk.UUID, lvmdisk.Group(lvmSize, tt.top, tt.volumes...), from)
+				a, err := At(bytes.NewReader(d), lvmSize, Where{Volume: "vg0/root"})
+				if tt.err == "" && (err != nil || !slices.Equal(a.At, tt.want)) || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
+					t.Errorf("%+v, %v; want %v, %q", a, err, tt.want, tt.err)
+				}
+			})
+		}
+	}
+}
+
+// TestVolumesDamaged: a label or metadata with a wrong checksum is not believed.
+func TestVolumesDamaged(t *testing.T) {
+	text := lvmdisk.Group(lvmSize, "", lvmdisk.Volume("root", lvmdisk.Visible, lvmdisk.Linear(1, 2)))
+	look := func(d []byte) error {
+		_, err := At(bytes.NewReader(d), lvmSize, Where{Volume: "vg0/root"})
+		return err
+	}
+	for name, at := range map[string]int{"label": sector + 40, "header": lvmdisk.Area + 45, "text": lvmdisk.Area + lvmdisk.Header + 20} {
+		d := make([]byte, lvmSize)
+		lvmdisk.Write(d, lvmdisk.UUID, text, lvmdisk.Header)
+		if err := look(d); err != nil {
+			t.Fatal(err)
+		}
+		d[at] ^= 1
+		if err := look(d); err == nil || !strings.Contains(err.Error(), "damaged") && !strings.Contains(err.Error(), "wrong") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	d := make([]byte, lvmSize)
+	lvmdisk.Write(d, "another-physical-volume-altogeth", text, lvmdisk.Header)
+	if err := look(d); err == nil || !strings.Contains(err.Error(), "not all of them are on this disk") {
+		t.Errorf("a group of another physical volume: %v", err)
+	}
+	d = make([]byte, lvmSize)
+	lvmdisk.Write(d, lvmdisk.UUID, "", lvmdisk.Header)
+	if err := look(d); err == nil || !strings.Contains(err.Error(), "nor any other") {
+		t.Errorf("a physical volume without a group: %v", err)
+	}
+}
+
+// TestVolumesMoved: a volume's stretches are counted from the beginning of the disk, whatever partition it is in.
+func TestVolumesMoved(t *testing.T) {
+	const off = 1 << 20
+	pv := make([]byte, lvmSize)
+	lvmdisk.Write(pv, lvmdisk.UUID, lvmdisk.Group(lvmSize, "", lvmdisk.Volume("root", lvmdisk.Visible, lvmdisk.Linear(1, 2))), lvmdisk.Header)
+	d := append(make([]byte, off), pv...)
+	entry := d[446:]
+	entry[4], entry[8+1], entry[12+1] = 0x8e, off/sector>>8, lvmSize/sector>>8
+	d[510], d[511] = 0x55, 0xaa
+	areas, unusable, err := Areas(bytes.NewReader(d), int64(len(d)))
+	want := []Area{
+		{Where{Part: 1}, []Stretch{{off, lvmSize}}},
+		{Where{Volume: "vg0/root"}, []Stretch{{off + lvmdisk.Start + lvmdisk.Extent, 2 * lvmdisk.Extent}}},
+	}
+	if err != nil || len(unusable) > 0 || !slices.EqualFunc(areas, want, func(a, b Area) bool { return a.Where == b.Where && slices.Equal(a.At, b.At) }) {
+		t.Errorf("%+v, %v, %v", areas, unusable, err)
+	}
+}
+
+// FuzzVolumes: whatever is on a disk, a volume is within it.
+func FuzzVolumes(f *testing.F) {
+	f.Add(lvmdisk.Group(lvmSize, "", lvmdisk.Volume("root", lvmdisk.Visible, lvmdisk.Linear(1, 2), lvmdisk.Linear(0, 1))), lvmdisk.Area+100, byte(0))
+	f.Add(lvmdisk.Group(lvmSize, `status = ["EXPORTED"]`, lvmdisk.Volume("root", lvmdisk.Visible, lvmdisk.Segment{Count: 1, Is: "type = \"thin\"\n"})), sector+20, byte(7))
+	f.Fuzz(func(t *testing.T, text string, at int, b byte) {
+		d := make([]byte, lvmSize)
+		lvmdisk.Write(d, lvmdisk.UUID, text[:min(len(text), lvmdisk.Start-lvmdisk.Area-lvmdisk.Header-1)], lvmdisk.Header)
+		if at >= 0 && at < len(d) {
+			d[at] ^= b
+		}
+		areas, _, err := Areas(bytes.NewReader(d), lvmSize)
+		if err != nil && (at < 0 || at >= sector) {
+			t.Fatal(err)
+		}
+		for _, a := range areas {
+			for _, s := range a.At {
+				if s.Off < 0 || s.Len <= 0 || s.Off > lvmSize-s.Len {
+					t.Errorf("%+v", a)
+				}
+			}
+		}
+	})
+}
