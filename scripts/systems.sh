@@ -30,7 +30,7 @@ host)
 *)
 	suite=$name
 	size=3072
-	packages=postgresql,nginx-light,git,prometheus,podman,crun,busybox-static
+	packages=postgresql,nginx-light,git,prometheus,podman,crun,busybox-static,lvm2
 	;;
 esac
 [[ -n $packages ]] || die "packaging/nfpm.yaml names nothing that the package depends on"

@@ -18,6 +18,7 @@ import (
 	"understudy.dev/understudy/internal/lab/netlab"
 	"understudy.dev/understudy/internal/lab/systems"
 	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/dirs"
 )
 
@@ -66,11 +67,55 @@ echo UNSAVED
 exec sleep 1000000
 `
 
+// guestRoots are where the root file system of a partition is: an image, or a linear logical volume on one.
+var guestRoots = map[string]func(t *testing.T, root systems.Root, dir string) (off int64){
+	"image": func(t *testing.T, root systems.Root, dir string) int64 {
+		copyDisk(t, root.Image, filepath.Join(dir, "left.img"))
+		return 0
+	},
+	"volume": func(t *testing.T, root systems.Root, dir string) int64 {
+		_, modules, err := dirs.Kernel("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		guest := filepath.Join(dir, "guest.cpio")
+		if _, err := understudy(t, "initramfs", "-o", guest, "--modules", modules, "--under", "lvm"); err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(root.Image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		script := fmt.Sprintf(`D=/dev/vda; %slvm lvcreate --config "$L" -qqy -Wn -Zn -L %db -n root a-group; %s`, makeGroup, st.Size(), endVolume)
+		madeBy(t, dir, script, st.Size()+64<<20, "left.img")
+		if err := os.Remove(guest); err != nil {
+			t.Fatal(err)
+		}
+		off := int64(0)
+		onVolume(t, filepath.Join(dir, "left.img"), "a-group/root", func(v device.Section) {
+			from, err := os.Open(root.Image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer from.Close()
+			copyData(t, v, from)
+			off = v.At[0].Off
+		})
+		return off
+	},
+}
+
 // TestGuests tests a pair whose partitions are Debian with systemd. A unit is started by role; the agent is restarted
 // without a takeover; the kernel panics, and the other side serves the same files from the same address; what the dead
 // side had unsaved on its own root disk is there when it boots again; a supervisor leaves, and the next one lets the
 // other side take over on plan; and both are powered off in good order.
 func TestGuests(t *testing.T) {
+	for name, place := range guestRoots {
+		t.Run(name, func(t *testing.T) { testGuests(t, place) })
+	}
+}
+
+func testGuests(t *testing.T, place func(t *testing.T, root systems.Root, dir string) (off int64)) {
 	tier.Full(t, "partitions with Debian and systemd")
 	vm(t)
 	dir := t.TempDir()
@@ -79,7 +124,7 @@ func TestGuests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	parameters, err := root.Prepare(t.Context(), dir, binary, "nginx.service", "postgresql@15-main.service", "prometheus.service")
+	parameters, err := root.PrepareAt(t.Context(), dir, place(t, root, dir), binary, "nginx.service", "postgresql@15-main.service", "prometheus.service")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,6 +218,14 @@ func TestGuests(t *testing.T) {
 	awaitProtection("left")
 	if err := down(); err != nil {
 		t.Fatal(err)
+	}
+	if strings.Contains(parameters, "/dev/mapper") {
+		for _, side := range []string{"left.img", "right.img"} {
+			outOfVolume(t, in(side), "a-group/root", in("plain.img"))
+			if err := os.Rename(in("plain.img"), in(side)); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	for _, image := range []string{"left.img", "right.img", "data.img"} { // all of them are unmounted
 		if out, err := exec.Command("e2fsck", "-fn", in(image)).CombinedOutput(); err != nil || strings.Contains(string(out), "journal recovery") {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/rootdisk"
 )
@@ -26,10 +27,10 @@ func imageCommand() *cobra.Command {
 // preparation has the options of image prepare.
 type preparation struct {
 	rootdisk.Content
-	release   string
-	out       string
-	partition int
-	undo      bool
+	release string
+	out     string
+	where   disk.Where
+	undo    bool
 }
 
 func (p *preparation) flags(cmd *cobra.Command) {
@@ -39,8 +40,8 @@ func (p *preparation) flags(cmd *cobra.Command) {
 
 const prepareLong = `Put the agent into a system on a disk image, so that it can be the root disk of a partition.
 
-The image is raw, or a block device, with the root file system alone or in a partition;
-nobody may use it. Each thing that is changed is told. Outside of a pair the system boots
+The image is raw, or a block device, with the root file system alone, in a partition, or
+in a linear logical volume; nobody may use it. Each thing that is changed is told. Outside of a pair the system boots
 as before, but for what --mount has set aside. Its kernel and initramfs are copied to
 IMAGE.vmlinuz and IMAGE.initrd; of a block device, whose place is not kept over a boot,
 only to where --out says. The lines for pair.yaml are printed.`
@@ -57,14 +58,15 @@ func imagePrepareCommand() *cobra.Command {
 	p.flags(cmd)
 	cmd.Flags().StringVar(&p.release, "release", "", "the kernel to boot, a release in its /boot; the newest by default")
 	cmd.Flags().StringVar(&p.out, "out", "", "copy its kernel and initramfs to `PREFIX`.vmlinuz and PREFIX.initrd; IMAGE by default")
-	cmd.Flags().IntVar(&p.partition, "partition", 0, "the `NUMBER` of the partition with the root file system, if several have one")
+	whereFlags(cmd.Flags(), &p.where, "the root file system", "where there is one")
+	cmd.MarkFlagsMutuallyExclusive("partition", "lvm")
 	cmd.Flags().BoolVar(&p.undo, "undo", false, "take away what was put there before")
 	return cmd
 }
 
 // run prepares an image, or undoes it.
 func (p *preparation) run(image string, out io.Writer) (err error) {
-	d, err := rootdisk.Open(image, p.partition)
+	d, err := rootdisk.Open(image, p.where)
 	if err != nil {
 		return err
 	}
@@ -102,8 +104,8 @@ func (p *preparation) run(image string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "its kernel is %s; for pair.yaml:\n  kernel: %s\n  initramfs: %s\n  root: %s\n  append: root=UUID=%s ro\n",
-		k.Release, k.Image, k.Initramfs, abs, d.UUID)
+	_, err = fmt.Fprintf(out, "its kernel is %s; for pair.yaml:\n  kernel: %s\n  initramfs: %s\n  root: %s\n  append: root=%s ro\n",
+		k.Release, k.Image, k.Initramfs, abs, d.Root())
 	return err
 }
 

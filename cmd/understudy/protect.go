@@ -110,8 +110,8 @@ func rescueRoot(pair string) func(ctx context.Context, disk, memory string) erro
 			if why == nil {
 				continue
 			}
-			if why = fmt.Errorf("%w: %w", supervisor.ErrPartly, why); r.Part != 0 {
-				why = fmt.Errorf("partition %d: %w", r.Part, why)
+			if why = fmt.Errorf("%w: %w", supervisor.ErrPartly, why); !r.Whole() {
+				why = fmt.Errorf("%s: %w", r.Where.Name(), why)
 			}
 			err = errors.Join(err, why)
 		}

@@ -6,7 +6,9 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
@@ -63,7 +65,7 @@ machine had mounted from it. The file is removed if all of it is on the disks.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Disk, "disk", "", "write to this `DISK`: a raw image or a block device")
-	f.IntVar(&o.Part, "partition", 0, "`N`: the file system is in partition N of DISK; default: it begins with DISK")
+	whereFlags(f, &o.Where, "the file system", "it begins with DISK")
 	f.StringVar(&o.Work, "work", "", "keep the overlay in this `DIR`, on no tmpfs, until it is committed; default: beside DISK (with --mount: the data to be written, in TMPDIR)")
 	f.StringVar(&o.FS, "fs", "", "the file system of DISK in IMAGE, if several have its UUID: a device (vda)")
 	f.StringVar(&o.Guest, "guest", "", "have a guest do the work, with the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched, and only if a guest is needed")
@@ -75,21 +77,28 @@ machine had mounted from it. The file is removed if all of it is on the disks.`,
 	of.flags(cmd)
 	f.StringVar(&a.Memory, "memory", "", "keep the machine's memory in this new `FILE`; default: in the directory of --work, or beside the first disk")
 	f.BoolVar(&a.End, "end", false, "the machine's QEMU may be ended, once its memory is in a file")
-	f.BoolVar(&finish, "finish", false, "finish what was broken off while it was written to DISK, or to partitions of it, without IMAGE")
+	f.BoolVar(&finish, "finish", false, "finish what was broken off while it was written to DISK, or to parts of it, without IMAGE")
 	f.BoolVar(&a.Hung, "hung", false, "the machine's kernel is dead, although it is in no panic")
-	for _, other := range []string{"mount", "pid", "libvirt", "partition", "fs", "guest", "partial", "give-up", "dry-run"} {
+	for _, other := range []string{"mount", "pid", "libvirt", "partition", "lvm", "fs", "guest", "partial", "give-up", "dry-run"} {
 		cmd.MarkFlagsMutuallyExclusive("finish", other)
 	}
 	cmd.MarkFlagsOneRequired("disk", "mount", "pid", "libvirt")
-	for _, other := range []string{"disk", "guest", "partition"} {
+	for _, other := range []string{"disk", "guest", "partition", "lvm"} {
 		cmd.MarkFlagsMutuallyExclusive("mount", other)
 	}
+	cmd.MarkFlagsMutuallyExclusive("partition", "lvm")
 	for _, of := range []string{"pid", "libvirt"} {
-		for _, other := range []string{"disk", "mount", "fs", "dry-run", "partition"} {
+		for _, other := range []string{"disk", "mount", "fs", "dry-run", "partition", "lvm"} {
 			cmd.MarkFlagsMutuallyExclusive(of, other)
 		}
 	}
 	return cmd
+}
+
+// whereFlags adds the options that say in which part of a disk something is.
+func whereFlags(f *pflag.FlagSet, w *disk.Where, what, otherwise string) {
+	f.IntVar(&w.Part, "partition", 0, fmt.Sprintf("`N`: %s is in partition N; default: %s", what, otherwise))
+	f.StringVar(&w.Volume, "lvm", "", fmt.Sprintf("`GROUP/NAME`: %s is in this linear logical volume, whose volume group has only this disk", what))
 }
 
 // tellApplied prints a report, and returns its verdict.

@@ -9,6 +9,7 @@ import (
 
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
@@ -25,7 +26,7 @@ func TestApplyBoots(t *testing.T) {
 		Raw:    []offline.Raw{{Off: 0, Data: make([]byte, 512)}},
 	}
 	apply := func(bad int) error {
-		d, err := offline.Open(b.disk.Image, 0, "")
+		d, err := offline.Open(b.disk.Image, disk.Where{}, "")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,6 +11,7 @@ import (
 	"understudy.dev/understudy/internal/lab/fixture"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/guest"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/takeover/offline"
@@ -42,7 +43,7 @@ func TestApplyRaw(t *testing.T) {
 		Super:  []offline.Region{{Off: 1024, Data: make([]byte, 1024)}},
 	}
 	open := func() *offline.Disk {
-		d, err := offline.Open(b.disk.Image, 0, "")
+		d, err := offline.Open(b.disk.Image, disk.Where{}, "")
 		if err != nil {
 			t.Fatal(err)
 		}

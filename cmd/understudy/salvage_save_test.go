@@ -25,11 +25,13 @@ import (
 type adopted struct {
 	*bench
 	disks []fixture.Disk
+	sums  [][32]byte // of the disks
 	qemu  *exec.Cmd
 }
 
-// newAdopted starts QEMU with memory as these arguments say, and with what a crash left.
-func newAdopted(t *testing.T, arguments ...string) *adopted {
+// newAdopted starts QEMU with memory as these arguments say, and with what a crash left. With volume, the first file system is
+// in a logical volume.
+func newAdopted(t *testing.T, volume bool, arguments ...string) *adopted {
 	t.Helper()
 	vm(t)
 	a := &adopted{bench: &bench{t: t, image: crashImage(t, fixture.Basic)}}
@@ -53,6 +55,10 @@ func newAdopted(t *testing.T, arguments ...string) *adopted {
 	for i, d := range a.image.Disks {
 		d.Image = filepath.Join(dir, fmt.Sprintf("disk%d.img", i))
 		copyDisk(t, a.image.Disks[i].Image, d.Image)
+		if i == 0 && volume {
+			d.Image = inVolume(t, d.Image)
+		}
+		a.sums = append(a.sums, sumOf(t, d.Image))
 		a.disks = append(a.disks, d)
 		args = append(args, "-drive", "format=raw,if=virtio,file="+d.Image)
 	}
@@ -125,7 +131,7 @@ func TestAdopt(t *testing.T) {
 			if name != "anonymous" {
 				tier.Full(t, "memory of a machine as "+name)
 			}
-			a := newAdopted(t, arguments...)
+			a := newAdopted(t, name == "anonymous", arguments...)
 			if out, err := a.understudy("apply"); err == nil || !strings.Contains(err.Error(), "--end") {
 				t.Errorf("without --end: %v: %s", err, out)
 			}
@@ -133,7 +139,7 @@ func TestAdopt(t *testing.T) {
 				t.Errorf("the process was left in state %q", s)
 			}
 			for i, d := range a.disks {
-				if sumOf(t, d.Image) != sumOf(t, a.image.Disks[i].Image) {
+				if sumOf(t, d.Image) != a.sums[i] {
 					t.Errorf("%s has changed", d.Name)
 				}
 			}
@@ -164,19 +170,29 @@ func (a *adopted) applied(look bool) {
 		} else if look && d.Name == "ext4" {
 			b := *a.bench
 			b.disk, b.crash = d, a.image.Format(d.Name)
+			if r.Reports[i].Volume != "" {
+				b.disk.Image = filepath.Join(a.t.TempDir(), "disk.img")
+				outOfVolume(a.t, d.Image, volumeName, b.disk.Image)
+			}
 			b.complete(*r.Reports[i])
 		}
 	}
-	entries, err := os.ReadDir(filepath.Dir(a.disks[0].Image))
-	if err != nil || len(entries) != len(a.disks) {
-		a.t.Errorf("beside the disks is %v, %v", entries, err)
+	count := 0
+	for _, dir := range slices.Compact([]string{filepath.Dir(a.disks[0].Image), filepath.Dir(a.disks[1].Image)}) {
+		entries, err := os.ReadDir(dir)
+		if count += len(entries); err != nil {
+			a.t.Error(err)
+		}
+	}
+	if count != len(a.disks) {
+		a.t.Errorf("there are %d files beside %d disks", count, len(a.disks))
 	}
 }
 
 // TestAdoptRefused checks that a machine without a dead kernel, or with a disk that cannot
 // be written to, is refused, and that the process keeps running.
 func TestAdoptRefused(t *testing.T) {
-	a := newAdopted(t, "-machine", "q35")
+	a := newAdopted(t, false, "-machine", "q35")
 	kept := filepath.Join(t.TempDir(), "kept")
 	if err := os.WriteFile(kept, []byte("the last copy"), 0o600); err != nil {
 		t.Fatal(err)

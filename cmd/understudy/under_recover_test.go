@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"understudy.dev/understudy/internal/lab/hold"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/takeover"
 )
 
@@ -56,12 +58,12 @@ func TestBrokenOffXFS(t *testing.T) {
 }
 
 // TestBrokenOffUnder interrupts a takeover whose disks have layers under their file systems:
-// several nested ones, to each of which recover has to bring the rest, and a logical volume, which
+// several nested ones, and a logical volume, to each of which recover has to bring the rest; and a mirror, which
 // only a guest can see through: recover says so, removes nothing, and brings everything to the
 // device that is named.
 func TestBrokenOffUnder(t *testing.T) {
 	for _, u := range unders {
-		if u.name != "nested" && u.name != "lvm" {
+		if u.name != "nested" && u.name != "lvm" && u.name != "md" {
 			continue
 		}
 		for _, point := range []takeover.Progress{takeover.Fenced, takeover.HandedOver, takeover.Applied} {
@@ -70,8 +72,8 @@ func TestBrokenOffUnder(t *testing.T) {
 				s, dir := u.stand(t)
 				var want map[string]string
 				s.brokenOff(point, "both", func() { want = u.works(s) })
-				if u.name == "lvm" {
-					s.recoverVolume(filepath.Join(dir, "data.img"))
+				if u.name == "md" {
+					s.recoverMirror(filepath.Join(dir, "data.img"), filepath.Join(dir, "other.img"))
 				} else {
 					s.recover()
 				}
@@ -90,25 +92,34 @@ func TestBrokenOffUnder(t *testing.T) {
 	}
 }
 
-// recoverVolume does what recover says about a file system on a logical volume. The volume's only
-// extent is a file here: it begins where pvcreate(8) puts the first one, 1 MiB into the image.
-func (s *standing) recoverVolume(image string) {
+// recoverMirror does what recover says about a file system on a mirror, whose data is a file here.
+func (s *standing) recoverMirror(images ...string) {
 	s.t.Helper()
 	_, err := understudy(s.t, "recover", "test")
 	if err == nil || !strings.Contains(err.Error(), "understudy recover --disk data=DEVICE") {
-		s.t.Fatalf("without the volume: %v", err)
+		s.t.Fatalf("without the mirror: %v", err)
 	}
-	st, err := os.Stat(image)
+	f, err := os.Open(images[0])
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	const first, extent = 1 << 20, 4 << 20
-	volume := taken(s.t, image, first, (st.Size()-first)/extent*extent)
-	if _, err := understudy(s.t, "recover", "test", "--disk", "data="+volume); err != nil {
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
 		s.t.Fatal(err)
 	}
-	checked(s.t, "e2fsck", "-fn", volume)
-	checked(s.t, "dd", "if="+volume, "of="+image, "bs=1M", "seek=1", "conv=notrunc")
+	m, err := disk.Array(f, st.Size())
+	if err != nil || m.Off%(1<<20) != 0 || m.Len%(1<<20) != 0 {
+		s.t.Fatalf("%+v, %v", m, err)
+	}
+	array := taken(s.t, images[0], m.Off, m.Len)
+	if _, err := understudy(s.t, "recover", "test", "--disk", "data="+array); err != nil {
+		s.t.Fatal(err)
+	}
+	checked(s.t, "e2fsck", "-fn", array)
+	for _, image := range images {
+		checked(s.t, "dd", "if="+array, "of="+image, "bs=1M", fmt.Sprintf("seek=%d", m.Off>>20), "conv=notrunc")
+	}
 	if _, err := os.Stat(dirs.Run("test")); !errors.Is(err, os.ErrNotExist) {
 		s.t.Errorf("the run directory is still there: %v", err)
 	}

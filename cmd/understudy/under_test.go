@@ -13,6 +13,7 @@ import (
 
 	"understudy.dev/understudy/internal/lab/hold"
 	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/live/wire"
@@ -186,7 +187,26 @@ var unders = []under{
 		},
 		disks: "  - {name: data, image: data.img, lvm: a-group/srv, mount: /srv, options: commit=86400}\n",
 		dirs:  []string{"/srv"},
-		check: func(*testing.T, string) {},
+		check: func(t *testing.T, dir string) { checked(t, "e2fsck", "-fn", volumeOf(t, dir)) },
+	},
+	{
+		name: "lvm-xfs", full: "XFS in a logical volume", guest: []string{"--fs", "xfs", "--under", "lvm"}, hold: hold.XFS,
+		make: func(t *testing.T, dir, _ string) {
+			madeBy(t, dir, "D=/dev/vda; "+makeVolume+endVolume, 512<<20, "data.img")
+			plain := volumeOf(t, dir)
+			checked(t, "mkfs.xfs", "-qf", plain)
+			onVolume(t, filepath.Join(dir, "data.img"), "a-group/srv", func(v device.Section) {
+				from, err := os.Open(plain)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer from.Close()
+				copyData(t, v, from)
+			})
+		},
+		disks: "  - {name: data, image: data.img, lvm: a-group/srv, type: xfs, mount: /srv}\n",
+		dirs:  []string{"/srv"},
+		check: func(t *testing.T, dir string) { checked(t, "xfs_repair", "-n", "-f", volumeOf(t, dir)) },
 	},
 	{
 		name: "luks", whole: true, full: "LUKS", guest: []string{"--under", "luks", "--add", "/sbin/mkfs.ext4", "--add", "KEY"},
@@ -226,6 +246,14 @@ var unders = []under{
 			checked(t, "xfs_repair", "-n", "-f", taken(t, filepath.Join(dir, "data.img"), 4<<20, 320<<20))
 		},
 	},
+}
+
+// volumeOf copies the logical volume of data.img to a file.
+func volumeOf(t *testing.T, dir string) string {
+	t.Helper()
+	plain := filepath.Join(dir, "plain.img")
+	outOfVolume(t, filepath.Join(dir, "data.img"), "a-group/srv", plain)
+	return plain
 }
 
 // madeBy lets a guest make what is on images, with a shell script: /dev/vda is the first of them.
@@ -274,16 +302,17 @@ func madeBy(t *testing.T, dir, script string, size int64, images ...string) {
 // nothing better to do, and the image then has them in addition to what discards measures.
 const notLazy = "lazy_itable_init=0"
 
-// Steps of the scripts of madeBy. Nothing waits for udev, which does not run there.
+// Steps of the scripts of madeBy. Nothing waits for udev, which does not run there. The volume is in two pieces.
 const (
-	makeFS     = "mkfs.ext4 -q -E " + notLazy + " $D; "
-	makeVolume = `L='activation{udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0} devices{use_devicesfile=0 obtain_device_list_from_udev=0} backup{backup=0 archive=0}'
-lvm pvcreate --config "$L" -qy $D; lvm vgcreate --config "$L" -q a-group $D; lvm lvcreate --config "$L" -qqy -Wn -Zn -l 100%FREE -n srv a-group; D=/dev/mapper/a--group-srv; `
-	endVolume = `lvm vgchange --config "$L" -qan a-group; `
-	makeLUKS  = `cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file $K $D; cryptsetup open --key-file $K $D made; D=/dev/mapper/made; `
-	endLUKS   = `cryptsetup close made; `
-	makeArray = `yes | mdadm --create /dev/md/made --run --level=1 --raid-devices=2 --assume-clean --bitmap=none $D /dev/vdb; D=/dev/md/made; `
-	endArray  = `mdadm --stop /dev/md/made; `
+	makeFS    = "mkfs.ext4 -q -E " + notLazy + " $D; "
+	makeGroup = `L='activation{udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0} devices{use_devicesfile=0 obtain_device_list_from_udev=0} backup{backup=0 archive=0}'
+lvm pvcreate --config "$L" -qy $D; lvm vgcreate --config "$L" -q a-group $D; `
+	makeVolume = makeGroup + `lvm lvcreate --config "$L" -qqy -Wn -Zn -l 9 -n srv a-group; lvm lvcreate --config "$L" -qqy -Wn -Zn -l 2 -n between a-group; lvm lvextend --config "$L" -qq -l +100%FREE a-group/srv; D=/dev/mapper/a--group-srv; `
+	endVolume  = `lvm vgchange --config "$L" -qan a-group; `
+	makeLUKS   = `cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file $K $D; cryptsetup open --key-file $K $D made; D=/dev/mapper/made; `
+	endLUKS    = `cryptsetup close made; `
+	makeArray  = `yes | mdadm --create /dev/md/made --run --level=1 --raid-devices=2 --assume-clean --bitmap=none $D /dev/vdb; D=/dev/md/made; `
+	endArray   = `mdadm --stop /dev/md/made; `
 )
 
 // dividedDisk makes an image with a partition table by sfdisk(8), and puts a file system into it at an offset.

@@ -22,7 +22,7 @@ type OnDisk struct {
 
 // ErrNoFileSystem says that a disk does not begin with a file system that a plan
 // can be checked against.
-var ErrNoFileSystem = errors.New("no file system that can be written to: only ext2, ext3, ext4, XFS and btrfs can, and only at the very beginning of the disk, or of a partition that is named")
+var ErrNoFileSystem = errors.New("no file system that can be written to: only ext2, ext3, ext4, XFS and btrfs can, and only at the very beginning of the disk, or of a partition or a logical volume that is named")
 
 // Identify says what file system a disk has.
 func Identify(disk io.ReaderAt) (*OnDisk, error) {

@@ -45,10 +45,15 @@ func Find(ctx context.Context, name string) (r Root, err error) {
 // in a directory, with the program understudy as the agent in it, and units that start by
 // role. parameters are for append: of a pair.yaml.
 func (r Root) Prepare(ctx context.Context, dir, understudy string, units ...string) (parameters string, err error) {
-	left, right := filepath.Join(dir, "left.img"), filepath.Join(dir, "right.img")
-	if err := run(ctx, "cp", "--sparse=always", r.Image, left); err != nil {
+	if err := run(ctx, "cp", "--sparse=always", r.Image, filepath.Join(dir, "left.img")); err != nil {
 		return "", err
 	}
+	return r.PrepareAt(ctx, dir, 0, understudy, units...)
+}
+
+// PrepareAt is Prepare with left.img as it is there, with a copy of the root disk at an offset.
+func (r Root) PrepareAt(ctx context.Context, dir string, off int64, understudy string, units ...string) (parameters string, err error) {
+	left, right := filepath.Join(dir, "left.img"), filepath.Join(dir, "right.img")
 	args := []string{"image", "prepare", left}
 	for _, u := range units {
 		args = append(args, "--unit", u)
@@ -70,7 +75,7 @@ func (r Root) Prepare(ctx context.Context, dir, understudy string, units ...stri
 			return "", err
 		}
 	}
-	if err := patient(left); err != nil {
+	if err := patient(left, off); err != nil {
 		return "", err
 	}
 	return parameters + booted, run(ctx, "cp", "--sparse=always", left, right)
@@ -79,7 +84,7 @@ func (r Root) Prepare(ctx context.Context, dir, understudy string, units ...stri
 // patient removes systemd's time limits for units to start and to show that they are alive,
 // and for devices to appear (systemd-system.conf(5); systemd.unit(5) on service.d, for
 // services that set others): on a busy machine they end units that only wait for their turn.
-func patient(image string) error {
+func patient(image string, off int64) error {
 	var files []barelab.File
 	for name, text := range map[string]string{
 		"system.conf.d":    "[Manager]\nDefaultTimeoutStartSec=infinity\nDefaultDeviceTimeoutSec=infinity\n",
@@ -92,7 +97,7 @@ func patient(image string) error {
 		}
 		files = append(files, barelab.File{Path: "/etc/systemd/" + name + "/patient.conf", Source: source})
 	}
-	return barelab.PutAt(image, 0, files)
+	return barelab.PutAt(image, off, files)
 }
 
 // booted are further kernel parameters. There is no getty on the console, which is for what a test

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"understudy.dev/understudy/internal/live/disk"
 )
 
 // TestSection: what is outside of a partition is neither read nor written.
@@ -21,7 +23,7 @@ func TestSection(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	s := Section{Direct: Direct{File: f}, Off: off, Len: size}
+	s := Section{Direct: Direct{File: f}, At: []disk.Stretch{{Off: off, Len: size}}}
 	b := bytes.Repeat([]byte{1}, 512)
 	for _, at := range []int64{-512, size, size - 256, 1 << 62} {
 		if n, err := s.WriteAt(b, at); err == nil || n != 0 {

@@ -205,7 +205,7 @@ func TestParseRefuses(t *testing.T) {
 		{"partition", "mount: /srv", "partition: 0, mount: /srv", "pair.yaml:6: disks.0.partition: \"0\" is not the number of a partition; write the number that Linux gives the partition"},
 		{"key", "mount: /srv", "luks: key, mount: /srv", "pair.yaml:6: disks.0.luks: \"key\" is not the absolute path of a file; name a file with the key that both guests have"},
 		{"volume", "mount: /srv", "lvm: data, mount: /srv", "pair.yaml:6: disks.0.lvm: \"data\" is not the name of a logical volume; write GROUP/NAME"},
-		{"xfs on lvm", "mount: /srv", "lvm: a/b, type: xfs, mount: /srv", "pair.yaml:6: disks.0.type: xfs on LVM is not supported: its takeover is not shown, and that of XFS takes minutes; put it on the disk itself or in a partition, or use ext4"},
+		{"xfs on luks", "mount: /srv", "luks: /key, lvm: a/b, type: xfs, mount: /srv", "pair.yaml:6: disks.0.type: xfs on LUKS and LVM is not supported: its takeover is not shown, and that of XFS takes minutes; put it on the disk itself, in a partition or in a linear logical volume, or use ext4"},
 		{"volume with a path", "mount: /srv", "lvm: ../data, mount: /srv", "pair.yaml:6: disks.0.lvm: \"../data\" is not the name of a logical volume; write GROUP/NAME"},
 		{"mount relative", "mount: /srv", "mount: srv", "pair.yaml:6: disks.0.mount: \"srv\" is not a clean absolute path below /; write e.g. /srv"},
 		{"mount system", "mount: /srv", "mount: /proc/x", "pair.yaml:6: disks.0.mount: /proc/x belongs to the system; write e.g. /srv"},

@@ -79,8 +79,8 @@ func (p *Pair) diskRules(add addFunc) {
 		u.check(i, "name", d.Name)
 		u.check(i, "image", d.Image)
 		u.checkAt(fmt.Sprintf("disks.%d.mirror", i), "image", d.Mirror)
-		if d.Layered() && !d.Type.Ext() {
-			add(fmt.Sprintf("disks.%d.type", i), "put it on the disk itself or in a partition, or use ext4", "%s on %s is not supported: its takeover is not shown, and that of XFS takes minutes",
+		if (d.Mirror != "" || d.LUKS != "") && !d.Type.Ext() {
+			add(fmt.Sprintf("disks.%d.type", i), "put it on the disk itself, in a partition or in a linear logical volume, or use ext4", "%s on %s is not supported: its takeover is not shown, and that of XFS takes minutes",
 				d.Type, strings.Join(d.Layers(), " and "))
 		}
 		if d.Mirror != "" && len(d.Name) > maxSerial-len(mirrorSuffix) {

@@ -59,28 +59,28 @@ func (d Disk) addFrontend(c *command, drive string) {
 	c.opt("-device", "virtio-blk-pci", "id="+d.QDev(), "drive="+drive, "serial="+d.Name)
 }
 
-// Overlay is a virtio disk whose content is that of Image, and whose writes go to
-// a qcow2 file. Image is opened read-only and its lock left alone: the
-// caller must hold it. A write that fails, most likely for lack of space,
-// is reported to the guest.
+// Overlay is a virtio disk whose content is that of Backing, and whose writes go to a qcow2 file. A write that fails, most
+// likely for lack of space, is reported to the guest.
 type Overlay struct {
-	Disk
-	File string // the qcow2 file
-	// Off and Size, in bytes, are the part of Image that the disk shows; if Size is 0 it shows all.
-	Off, Size int64
+	Name    string // as of a Disk
+	File    string // the qcow2 file
+	Backing Backing
 }
 
 func (o Overlay) add(c *command) {
-	base, file, raw := "base-"+o.Name, "file-"+o.Name, "backing-"+o.Name
-	c.opt("-blockdev", "driver="+fileDriver(o.Image), "node-name="+base, "filename="+o.Image, "locking=off", "read-only=on")
-	backing := []string{"driver=raw", "node-name=" + raw, "file=" + base, "read-only=on"}
-	if o.Size > 0 {
-		backing = append(backing, fmt.Sprintf("offset=%d", o.Off), fmt.Sprintf("size=%d", o.Size))
+	d := Disk{Name: o.Name}
+	// The old -drive option, because -blockdev has no options for the files that a vmdk consists of.
+	c.opt("-drive", append([]string{"if=none", "id=" + d.node()}, o.Options()...)...)
+	c.opt("-device", "virtio-blk-pci", "id="+d.QDev(), "drive="+d.node(), "serial="+o.Name, "werror=report", "rerror=report")
+}
+
+// Options are QEMU's options for the overlay as a disk.
+func (o Overlay) Options() []string {
+	options := []string{"driver=qcow2", "discard=unmap", "file.driver=file", "file.filename=" + o.File, "file.locking=on"}
+	for _, b := range o.Backing.options() {
+		options = append(options, "backing."+b)
 	}
-	c.opt("-blockdev", backing...)
-	c.opt("-blockdev", "driver=file", "node-name="+file, "filename="+o.File, "locking=on", "discard=unmap")
-	c.opt("-blockdev", "driver=qcow2", "node-name="+o.node(), "file="+file, "backing="+raw, "discard=unmap")
-	c.opt("-device", "virtio-blk-pci", "id="+o.QDev(), "drive="+o.node(), "serial="+o.Name, "werror=report", "rerror=report")
+	return options
 }
 
 // Vacancy is a disk that is not there yet: the guest has its drive, of the

@@ -5,6 +5,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"understudy.dev/understudy/internal/live/disk"
 )
 
 func spec(devices ...Device) Spec {
@@ -49,10 +51,12 @@ func TestDevices(t *testing.T) {
 	has(t, spec(data), "-blockdev driver=file,node-name=image-data,filename=/d,locking=on,discard=unmap")
 	has(t, spec(data), "-device virtio-blk-pci,id=disk-data,drive=image-data,serial=data")
 	has(t, spec(Disk{Name: "r", Image: "/d", ReadOnly: true}), "-blockdev driver=file,node-name=image-r,filename=/d,locking=off,discard=unmap,read-only=on")
-	over := spec(Overlay{Disk: data, File: "/o,1"})
-	has(t, over, "-blockdev driver=file,node-name=base-data,filename=/d,locking=off,read-only=on")
-	has(t, over, "-blockdev driver=file,node-name=file-data,filename=/o,,1,locking=on,discard=unmap")
-	has(t, over, "-blockdev driver=qcow2,node-name=image-data,file=file-data,backing=backing-data,discard=unmap")
+	over := Overlay{Name: "data", File: "/o,1", Backing: Backing{Image: "/d", At: []disk.Stretch{{Off: 512, Len: 1024}}, Extents: "/x"}}
+	has(t, spec(over), "-drive if=none,id=image-data,driver=qcow2,discard=unmap,file.driver=file,file.filename=/o,,1,file.locking=on,"+
+		"backing.driver=raw,backing.file.driver=file,backing.file.filename=/d,backing.file.locking=off,backing.offset=512,backing.size=1024")
+	over.Backing.At = append(over.Backing.At, disk.Stretch{Off: 4096, Len: 512})
+	has(t, spec(over), "-drive if=none,id=image-data,driver=qcow2,discard=unmap,file.driver=file,file.filename=/o,,1,file.locking=on,"+
+		"backing.driver=vmdk,backing.file.driver=file,backing.file.filename=/x,backing.extents.0.locking=off,backing.extents.1.locking=off")
 	vacant := spec(Vacancy{Disk: data, Size: 4096})
 	has(t, vacant, "-blockdev driver=null-co,node-name=vacant-data,size=4096,read-zeroes=on")
 	has(t, vacant, "-device virtio-blk-pci,id=disk-data,drive=vacant-data,serial=data")

@@ -7,12 +7,12 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/hint"
@@ -30,30 +30,38 @@ type Disk struct {
 }
 
 // Open claims a disk and finds the root file system on it: the one that has /etc/fstab, or
-// has /usr and is the only one. If part is not 0, it must be in the partition of that number. Open fails if the
+// has /usr and is the only one. Unless where is the whole disk, it must be in that part of it. Open fails if the
 // disk is in use, if a file system on it was not unmounted, and if there are several root file systems.
-func Open(path string, part int) (*Disk, error) {
+func Open(path string, where disk.Where) (*Disk, error) {
 	claim, err := fence.Take(path)
 	if err != nil {
 		return nil, err
 	}
 	d := &Disk{Path: path, claim: claim}
-	if err := d.find(part); err != nil {
+	if err := d.find(where); err != nil {
 		return nil, errors.Join(err, claim.Close())
 	}
 	return d, nil
 }
 
+// Root is what the kernel's parameter root= is to be. What activates a logical volume at boot knows it only by its name.
+func (d *Disk) Root() string {
+	if name := d.root.Mapper(); name != "" {
+		return "/dev/mapper/" + name
+	}
+	return "UUID=" + d.UUID
+}
+
 // Close syncs the disk and releases it.
 func (d *Disk) Close() error { return errors.Join(d.claim.Sync(), d.claim.Close()) }
 
-func (d *Disk) find(part int) error {
+func (d *Disk) find(where disk.Where) error {
 	kinds, err := d.probe()
 	if err != nil {
 		return err
 	}
 	var roots []fileSystem
-	var numbers []string
+	var names []string
 	for _, fs := range d.rest {
 		is, err := d.isRoot(fs)
 		switch {
@@ -61,43 +69,46 @@ func (d *Disk) find(part int) error {
 			return err
 		case !is:
 			kinds = append(kinds, "ext4 without a system, as /boot is")
-		case part == 0 || part == fs.Number:
-			roots, numbers = append(roots, fs), append(numbers, strconv.Itoa(fs.Number))
+		case where.Whole() || where == fs.Where:
+			roots, names = append(roots, fs), append(names, fs.Name())
 		default:
-			kinds = append(kinds, fmt.Sprintf("one in partition %d", fs.Number))
+			kinds = append(kinds, "one in "+fs.Name())
 		}
 	}
 	switch len(roots) {
 	case 1:
 		d.root, d.UUID = roots[0], roots[0].uuid
-		d.rest = slices.DeleteFunc(d.rest, func(fs fileSystem) bool { return fs.Off == d.root.Off })
+		d.rest = slices.DeleteFunc(d.rest, func(fs fileSystem) bool { return fs.Where == d.root.Where })
+		if n := len(d.root.At); n > 1 {
+			return hint.New("look at disk "+d.Path, fmt.Errorf("%s, with the root file system, is in %d pieces", d.root.Name(), n), "Make it one piece: pvmove --alloc contiguous, in the machine itself.")
+		}
 		return nil
 	case 0:
-		return hint.New("look at disk "+d.Path, fmt.Errorf("no root file system of the ext family %s, but %s", where(part), cmp.Or(strings.Join(kinds, ", "), "nothing that we know")),
-			"Name the raw image of a disk with a Linux root file system, ext3 or ext4, bare or in a partition.")
+		return hint.New("look at disk "+d.Path, fmt.Errorf("no root file system of the ext family %s, but %s", in(where), cmp.Or(strings.Join(kinds, ", "), "nothing that we know")),
+			"Name the raw image of a disk with a Linux root file system, ext3 or ext4: bare, in a partition, or in a linear logical volume.")
 	}
-	return hint.New("look at disk "+d.Path, fmt.Errorf("partitions %s have a root file system each", strings.Join(numbers, " and ")),
-		"Say which of them the pair is to boot: --partition N.")
+	return hint.New("look at disk "+d.Path, fmt.Errorf("%s have a root file system each", strings.Join(names, " and ")),
+		"Say which of them the pair is to boot: --partition N, or --lvm GROUP/NAME.")
 }
 
-func where(part int) string {
-	if part == 0 {
+func in(where disk.Where) string {
+	if where.Whole() {
 		return "on it"
 	}
-	return fmt.Sprintf("in its partition %d", part)
+	return "in " + where.Name()
 }
 
 // probe finds the file systems of the ext family on the disk, and returns the kinds of the others.
 func (d *Disk) probe() (others []string, err error) {
-	parts, err := disk.Table(d.claim, d.claim.Size)
-	if errors.Is(err, disk.ErrNoTable) {
-		parts, err = []disk.Partition{{Len: d.claim.Size}}, nil
-	}
+	areas, unusable, err := disk.Areas(d.claim, d.claim.Size)
 	if err != nil {
 		return nil, fmt.Errorf("look at disk %s: %w", d.Path, err)
 	}
-	for _, p := range parts {
-		fs, err := probe(d.claim, p)
+	for _, u := range unusable {
+		others = append(others, u.Error())
+	}
+	for _, a := range areas {
+		fs, err := probe(device.Section{Direct: device.Direct{File: d.claim.File}, At: a.At}, a)
 		if err != nil {
 			return nil, hint.New("look at disk "+d.Path, err,
 				"Boot the machine that it is of and shut it down in good order. If its kernel has died and its memory is there, first: understudy salvage apply.")
@@ -140,7 +151,7 @@ func (d *Disk) mounted(fs fileSystem, do func(*os.Root) error) (err error) {
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	loop, err := attach(d.claim.File, fs.Partition)
+	loop, err := attach(d.claim.File, fs.At[0])
 	if err != nil {
 		return err
 	}
@@ -166,7 +177,7 @@ const attachTries = 20
 
 // attach makes a block device of a part of a file, until the device is closed and unmounted
 // (loop(4)).
-func attach(f *os.File, part disk.Partition) (*os.File, error) {
+func attach(f *os.File, part disk.Stretch) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, hint.New("find a loop device", err, "Load the module loop, and run this as root.")

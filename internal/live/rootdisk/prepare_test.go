@@ -12,6 +12,7 @@ import (
 
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 )
 
@@ -97,7 +98,7 @@ func TestPrepare(t *testing.T) {
 			if err := os.WriteFile(program, []byte("the agent"), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			d, err := Open(path, 0)
+			d, err := Open(path, disk.Where{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,7 +136,7 @@ func TestPrepare(t *testing.T) {
 			if now["usr/lib/understudy/understudy"] != "the agent" || !strings.Contains(now["etc/fstab"], "\n#understudy: UUID=2 /srv") || len(now) != len(before)+5 {
 				t.Errorf("the disk has %q", now)
 			}
-			if d, err = Open(path, 0); err != nil {
+			if d, err = Open(path, disk.Where{}); err != nil {
 				t.Fatal(err)
 			}
 			if err := errors.Join(d.Undo(tell), d.Close()); err != nil {
@@ -158,7 +159,7 @@ func TestPrepare(t *testing.T) {
 // lead out of it is left as it is.
 func TestPrepareRefuses(t *testing.T) {
 	open := func(path string) error {
-		d, err := Open(path, 0)
+		d, err := Open(path, disk.Where{})
 		if err != nil {
 			return err
 		}
@@ -242,7 +243,7 @@ func TestNoRoot(t *testing.T) {
 			if err := errors.Join(err, magic, f.Truncate(73<<20), f.Close()); err != nil {
 				t.Fatal(err)
 			}
-			d, err := Open(path, 0)
+			d, err := Open(path, disk.Where{})
 			if err == nil {
 				d.Close()
 			}
@@ -266,20 +267,20 @@ func TestSeveralRoots(t *testing.T) {
 	if err := os.WriteFile(path, append(one, one[1<<20:]...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if d, err := Open(path, 0); err == nil || !strings.Contains(err.Error(), "partitions 1 and 2 have a root file system each") {
+	if d, err := Open(path, disk.Where{}); err == nil || !strings.Contains(err.Error(), "partition 1 and partition 2 have a root file system each") {
 		t.Errorf("%v, %v", d, err)
 	}
-	d, err := Open(path, 2)
+	d, err := Open(path, disk.Where{Part: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.root.Number != 2 || len(d.rest) != 1 || d.rest[0].Number != 1 {
+	if d.root.Part != 2 || len(d.rest) != 1 || d.rest[0].Part != 1 {
 		t.Errorf("root %+v, beside %+v", d.root, d.rest)
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if d, err := Open(path, 3); err == nil || !strings.Contains(err.Error(), "in its partition 3, but one in partition 1, one in partition 2") {
+	if d, err := Open(path, disk.Where{Part: 3}); err == nil || !strings.Contains(err.Error(), "in partition 3, but one in partition 1, one in partition 2") {
 		t.Errorf("%v, %v", d, err)
 	}
 }
@@ -293,7 +294,7 @@ func TestInitramfsNames(t *testing.T) {
 		if err := errors.Join(os.Rename(filepath.Join(dir, "boot/initrd.img-6.1.0-10-amd64"), initrd), os.Chmod(initrd, 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(image(t, dir, false), 0)
+		d, err := Open(image(t, dir, false), disk.Where{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -359,14 +360,14 @@ func never(device.Section) (bool, error) { return false, nil }
 func TestUnclean(t *testing.T) {
 	for name, tt := range map[string]struct {
 		parted bool
-		dirty  []int
+		dirty  []disk.Where
 		mount  string // what a mount does to the superblock, and what undoes it
 		undo   string
 	}{
-		"bare":                 {false, []int{0}, "feature needs_recovery", "feature ^needs_recovery"},
-		"in a partition":       {true, []int{1}, "feature needs_recovery", "feature ^needs_recovery"},
-		"without a journal":    {false, []int{0}, "ssv state 0", "ssv state 1"},
-		"partition without it": {true, []int{1}, "ssv state 0", "ssv state 1"},
+		"bare":                 {false, []disk.Where{{}}, "feature needs_recovery", "feature ^needs_recovery"},
+		"in a partition":       {true, []disk.Where{{Part: 1}}, "feature needs_recovery", "feature ^needs_recovery"},
+		"without a journal":    {false, []disk.Where{{}}, "ssv state 0", "ssv state 1"},
+		"partition without it": {true, []disk.Where{{Part: 1}}, "ssv state 0", "ssv state 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := image(t, tree(t), tt.parted)
@@ -390,7 +391,7 @@ func TestUnclean(t *testing.T) {
 			if got, err := Unclean(path, never); err != nil || !slices.Equal(got, tt.dirty) {
 				t.Errorf("not unmounted: %v, %v", got, err)
 			}
-			always := func(s device.Section) (bool, error) { return s.Len > 0, nil }
+			always := func(s device.Section) (bool, error) { return s.Len() > 0, nil }
 			debugfs(tt.undo)
 			if got, err := Unclean(path, always); err != nil || !slices.Equal(got, tt.dirty) {
 				t.Errorf("in between: %v, %v", got, err)
@@ -406,7 +407,7 @@ func TestUnclean(t *testing.T) {
 	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := Unclean(path, never); err != nil || !slices.Equal(got, []int{0}) {
+	if got, err := Unclean(path, never); err != nil || !slices.Equal(got, []disk.Where{{}}) {
 		t.Errorf("nothing that is known: %v, %v", got, err)
 	}
 }

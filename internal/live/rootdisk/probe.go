@@ -11,7 +11,7 @@ import (
 
 // fileSystem is what a part of a disk has on it.
 type fileSystem struct {
-	disk.Partition
+	disk.Area
 	kind string // ext4 for all of that family
 	uuid string
 }
@@ -33,15 +33,15 @@ const (
 // errUnclean is why a file system is left as it is.
 var errUnclean = errors.New("its file system was not unmounted")
 
-// probe returns the file system on a part of a disk. For a family other than ext, its kind is
+// probe returns the file system on a part of a disk, which r reads. For a family other than ext, its kind is
 // only shown to people.
-func probe(r io.ReaderAt, part disk.Partition) (fileSystem, error) {
-	fs := fileSystem{Partition: part}
+func probe(r io.ReaderAt, part disk.Area) (fileSystem, error) {
+	fs := fileSystem{Area: part}
 	var b [2048]byte
-	if part.Len < int64(len(b)) {
+	if part.Len() < int64(len(b)) {
 		return fs, nil
 	}
-	if _, err := r.ReadAt(b[:], part.Off); err != nil {
+	if _, err := r.ReadAt(b[:], 0); err != nil {
 		return fs, fmt.Errorf("read superblock: %w", err)
 	}
 	switch {
@@ -61,8 +61,8 @@ func probe(r io.ReaderAt, part disk.Partition) (fileSystem, error) {
 		if le.Uint32(b[extIncompatible:])&extRecover != 0 || !journal && le.Uint16(b[extState:])&extValid == 0 {
 			return fs, errUnclean
 		}
-	case part.Len >= btrfsMagic+8:
-		if _, err := r.ReadAt(b[:8], part.Off+btrfsMagic); err != nil {
+	case part.Len() >= btrfsMagic+8:
+		if _, err := r.ReadAt(b[:8], btrfsMagic); err != nil {
 			return fs, fmt.Errorf("read superblock: %w", err)
 		}
 		if string(b[:8]) == "_BHRfS_M" {

@@ -3,6 +3,8 @@ package rootdisk
 import (
 	"bytes"
 	"errors"
+	"io"
+	"reflect"
 	"testing"
 
 	"understudy.dev/understudy/internal/live/disk"
@@ -14,7 +16,7 @@ func with(b []byte, at int, v ...byte) []byte {
 }
 
 func TestProbe(t *testing.T) {
-	all := disk.Partition{Number: 1, Off: 4096, Len: 1<<20 - 4096}
+	all := disk.Area{Where: disk.Where{Part: 1}, At: []disk.Stretch{{Off: 4096, Len: 1<<20 - 4096}}}
 	put := func(at int, v ...byte) []byte { return with(make([]byte, 1<<20), 4096+at, v...) }
 	clean := with(put(extMagic, 0x53, 0xef, 1), 4096+extUUID, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)
 	for _, tt := range []struct {
@@ -30,8 +32,8 @@ func TestProbe(t *testing.T) {
 		{"btrfs", put(65600, []byte("_BHRfS_M")...), fileSystem{all, "btrfs", ""}, nil},
 		{"nothing", put(0), fileSystem{all, "", ""}, nil},
 	} {
-		got, err := probe(bytes.NewReader(tt.on), all)
-		if !errors.Is(err, tt.err) || got != tt.want {
+		got, err := probe(io.NewSectionReader(bytes.NewReader(tt.on), 4096, all.Len()), all)
+		if !errors.Is(err, tt.err) || !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%s: %+v, %v", tt.name, got, err)
 		}
 	}

@@ -12,30 +12,34 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/foreign"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// Place is where a file system is: a disk, or a partition of it.
+// Place is where a file system is: a disk, or a part of it.
 type Place struct {
 	Path string `json:"path"`
-	Part int    `json:"partition,omitempty"` // the partition number; 0 means the whole disk
+	disk.Where
 }
 
 func (p Place) String() string {
-	if p.Part == 0 {
+	if p.Whole() {
 		return p.Path
 	}
-	return fmt.Sprintf("%s, partition %d", p.Path, p.Part)
+	return p.Path + ", " + p.Name()
 }
 
 // argument returns the place as it follows --disk on the command line of salvage apply.
 func (p Place) argument() string {
-	if p.Part == 0 {
-		return p.Path
+	switch {
+	case p.Volume != "":
+		return fmt.Sprintf("%s --lvm %s", p.Path, p.Volume)
+	case p.Part != 0:
+		return fmt.Sprintf("%s --partition %d", p.Path, p.Part)
 	}
-	return fmt.Sprintf("%s --partition %d", p.Path, p.Part)
+	return p.Path
 }
 
 // custody is the record of a dead machine's memory that we keep in a file, and of the disks that it belongs to.
@@ -73,7 +77,7 @@ func (c *custody) done(p Place) (doneDisk, bool) {
 
 // report returns the report of a disk that an earlier run has brought up to date.
 func (c *custody) report(d doneDisk) *Report {
-	r := &Report{Image: c.Memory, Disk: d.Path, Part: d.Part, Resumed: true, Refused: []takeover.Refusal{}, Complete: true, Stages: []StageTime{}}
+	r := &Report{Image: c.Memory, Disk: d.Path, Where: d.Where, Resumed: true, Refused: []takeover.Refusal{}, Complete: true, Stages: []StageTime{}}
 	if !d.Complete {
 		r.refuse(takeover.Refusal{Reason: d.String() + " was brought up to date by an earlier run, which had refused some of it: that is in memory only, and `salvage list` and `salvage extract` have it"})
 	}
@@ -141,7 +145,7 @@ func parseCustody(b []byte) (*custody, error) {
 	}
 	for _, p := range c.Places {
 		if !filepath.IsAbs(p.Path) || p.Part < 0 {
-			return nil, fmt.Errorf("it names disk %q, partition %d", p.Path, p.Part)
+			return nil, fmt.Errorf("it names disk %q, %s", p.Path, p.Name())
 		}
 	}
 	return c, nil

@@ -27,6 +27,7 @@ import (
 	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/takeover"
 )
 
@@ -42,25 +43,25 @@ type Identity struct {
 // Disk is a disk that we have claimed, with what an earlier run may have left of its work.
 type Disk struct {
 	*fence.Claim
-	// Size and start, in bytes, are those of the selected partition or, if there is none, of the whole disk.
-	Size  int64
-	start int64
-	part  int    // the number of the selected partition; 0 means the whole disk
-	path  string // absolute
-	work  string // directory, absolute
-	left  *record
+	Size int64     // of the selected part, in bytes
+	area disk.Area // the selected part
+	path string    // absolute
+	work string    // directory, absolute
+	left *record
 	// forget is Options.Forget
 	forget bool
 }
 
-// Open claims a disk and looks for what an earlier run left. If part is not 0, it selects
-// that partition, and offsets are relative to its start. work is the directory for the
-// overlay; empty means beside the disk. Nothing is created or changed.
-func Open(path string, part int, work string) (*Disk, error) { return open(path, part, work, nil) }
+// Open claims a disk and looks for what an earlier run left. where selects a part of the disk, and offsets are
+// relative to the start of that. work is the directory for the overlay; empty means beside the disk. Nothing is
+// created or changed.
+func Open(path string, where disk.Where, work string) (*Disk, error) {
+	return open(path, where, work, nil)
+}
 
 // open is Open for a disk that may be claimed already.
-func open(path string, part int, work string, claim *fence.Claim) (*Disk, error) {
-	d := &Disk{part: part}
+func open(path string, where disk.Where, work string, claim *fence.Claim) (*Disk, error) {
+	d := &Disk{}
 	var err error
 	if d.path, err = filepath.Abs(path); err == nil {
 		// The work directory must not depend on the name by which the disk was given.
@@ -77,32 +78,28 @@ func open(path string, part int, work string, claim *fence.Claim) (*Disk, error)
 	if err != nil {
 		return nil, err
 	}
-	d.Size = d.Claim.Size
-	if part != 0 {
-		p, err := disk.Find(d.Claim, d.Size, part)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("disk %s: %w", d.path, err), d.Close())
-		}
-		d.start, d.Size = p.Off, p.Len
+	if d.area, err = disk.At(d.Claim, d.Claim.Size, where); err != nil {
+		return nil, errors.Join(fmt.Errorf("disk %s: %w", d.path, err), d.Close())
 	}
+	d.Size = d.area.Len()
 	if err := d.open(work); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
 
-// section returns the disk, or the selected partition of it.
+// section returns the selected part of the disk.
 func (d *Disk) section() device.Section {
-	return device.Section{Direct: device.Direct{File: d.File}, Off: d.start, Len: d.Size}
+	return device.Section{Direct: device.Direct{File: d.File}, At: d.area.At}
 }
 
-// ReadAt reads from the disk, or from the selected partition.
+// ReadAt reads from the selected part of the disk.
 func (d *Disk) ReadAt(b []byte, off int64) (int, error) { return d.section().ReadAt(b, off) }
 
-// WriteAt writes to the disk, or to the selected partition.
+// WriteAt writes to the selected part of the disk.
 func (d *Disk) WriteAt(b []byte, off int64) (int, error) { return d.section().WriteAt(b, off) }
 
-// Seek is only for finding out the size of the disk, or of the selected partition.
+// Seek is only for finding out the size of the selected part.
 func (d *Disk) Seek(off int64, whence int) (int64, error) { return d.section().Seek(off, whence) }
 
 // sector is the unit of a disk, in bytes.
@@ -134,8 +131,11 @@ func (d *Disk) open(work string) error {
 // hash of where the disk is: disks in other places may have the same name.
 func (d *Disk) workIn(dir string) string {
 	name, home := filepath.Base(d.path), filepath.Dir(d.path)
-	if d.part != 0 {
-		name += fmt.Sprintf("-part%d", d.part)
+	switch w := d.area.Where; {
+	case w.Part != 0:
+		name += fmt.Sprintf("-part%d", w.Part)
+	case w.Volume != "":
+		name += "-" + w.Mapper()
 	}
 	plain := filepath.Join(dir, name+workSuffix)
 	if dir == home {
@@ -273,6 +273,8 @@ const (
 	recordName  = "record.json"
 	overlayName = "overlay.qcow2"
 	stagingName = "staging"
+	extentsName = "extents.vmdk"
+	extentsLink = extentsName + partition.ImageLink
 )
 
 // ours reports whether a directory without a record has only files that a run leaves behind
@@ -280,7 +282,7 @@ const (
 func ours(entries []fs.DirEntry) bool {
 	for _, e := range entries {
 		switch e.Name() {
-		case recordName + ".new", overlayName, redoName, stagingName:
+		case recordName + ".new", overlayName, redoName, stagingName, extentsName, extentsLink:
 		default:
 			return false
 		}
@@ -291,7 +293,7 @@ func ours(entries []fs.DirEntry) bool {
 // remove removes the work directory. The record goes last, since it says what the other
 // files are.
 func (d *Disk) remove() error {
-	for _, name := range []string{overlayName, redoName, stagingName, recordName + ".new", recordName, ""} {
+	for _, name := range []string{overlayName, redoName, stagingName, extentsName, extentsLink, recordName + ".new", recordName, ""} {
 		if err := os.Remove(filepath.Join(d.work, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("clear work directory: %w", err)
 		}

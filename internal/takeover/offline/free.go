@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"slices"
 
-	"understudy.dev/understudy/dead/jbd2"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/takeover/draft"
 )
 
@@ -17,16 +17,11 @@ func (d *Disk) writeFree(all []draft.Free) error {
 	if len(all) == 0 {
 		return nil
 	}
-	// Writing through the section would read all of the memory twice, since it checks every stretch first.
-	err := jbd2.WriteStretches(d.section().Direct, len(all), func(i int) (jbd2.Stretch, error) {
-		f := all[i]
-		data, err := f.Data()
-		s := jbd2.Stretch{Off: d.start + f.Off, Data: data}
-		if n := s.Len(); err == nil && n != f.Len {
-			err = fmt.Errorf("read what goes to byte %d: %d bytes of %d", f.Off, n, f.Len)
-		}
-		return s, err
-	})
+	at := make([]disk.Stretch, len(all))
+	for i, f := range all {
+		at[i] = disk.Stretch{Off: f.Off, Len: f.Len}
+	}
+	err := d.section().Write(at, func(i int) ([][]byte, error) { return all[i].Data() })
 	if err == nil {
 		err = d.Sync()
 	}

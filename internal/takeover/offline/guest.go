@@ -56,7 +56,7 @@ func (d *Disk) run(ctx context.Context, j Job, g Guest, r *Result) error {
 		// A guest that panics is to end, not to stay for a takeover.
 		Append: "panic=-1",
 		Devices: []partition.Device{
-			partition.Overlay{Disk: partition.Disk{Name: diskName, Image: d.path}, Off: d.start, Size: d.Size, File: d.overlay()},
+			partition.Overlay{Name: diskName, File: d.overlay(), Backing: d.backing()},
 			partition.Disk{Name: wire.StagingDisk, Image: s.Path(), ReadOnly: true},
 		},
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/internal/live/hint"
+	"understudy.dev/understudy/internal/live/partition"
 )
 
 // QEMU's programs for images, and for writing into one (package qemu-utils).
@@ -52,6 +53,9 @@ func (d *Disk) qemuWith(ctx context.Context, file *os.File, tool string, args ..
 // makeOverlay makes an empty overlay. The name of the disk in it is for people only: view
 // names the disk each time.
 func (d *Disk) makeOverlay(ctx context.Context) error {
+	if err := d.backing().Prepare(); err != nil {
+		return fmt.Errorf("make overlay: %w", err)
+	}
 	err := d.image(ctx, "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", d.path, d.overlay(), fmt.Sprint(d.Size))
 	if err != nil {
 		return fmt.Errorf("make overlay: %w", err)
@@ -62,15 +66,16 @@ func (d *Disk) makeOverlay(ctx context.Context) error {
 // view returns the QEMU options that open the overlay on top of the disk. We hold the lock
 // of the disk, so QEMU is told not to take it.
 func (d *Disk) view() string {
-	driver := "file"
-	if d.Device {
-		driver = "host_device"
+	options := partition.Overlay{File: d.overlay(), Backing: d.backing()}.Options()
+	for i, o := range options {
+		options[i] = strings.ReplaceAll(o, ",", ",,")
 	}
-	quote := func(s string) string { return strings.ReplaceAll(s, ",", ",,") }
-	return strings.Join([]string{
-		"driver=qcow2", "file.driver=file", "file.filename=" + quote(d.overlay()),
-		"backing.driver=raw", fmt.Sprintf("backing.offset=%d", d.start), fmt.Sprintf("backing.size=%d", d.Size), "backing.file.driver=" + driver, "backing.file.filename=" + quote(d.path), "backing.file.locking=off",
-	}, ",")
+	return strings.Join(options, ",")
+}
+
+// backing describes the selected part of the disk to QEMU.
+func (d *Disk) backing() partition.Backing {
+	return partition.Backing{Image: d.path, At: d.area.At, Extents: filepath.Join(d.work, extentsName)}
 }
 
 // seal checks that the overlay is sound, and makes it durable.
@@ -108,7 +113,7 @@ func (d *Disk) roomFor(n int64) error {
 	if err := errors.Join(unix.Fstat(int(d.Fd()), &disk), unix.Fstatfs(int(d.Fd()), &place)); err != nil {
 		return fmt.Errorf("look for room: %w", err)
 	}
-	if d.part == 0 { // only holes of the image need room, and the holes may be in other partitions
+	if d.area.Whole() { // only holes of the image need room, and the holes may be in other parts
 		n = min(n, max(0, d.Size-disk.Blocks*512))
 	}
 	if free := int64(place.Bavail) * place.Bsize; n > free {
@@ -179,6 +184,9 @@ func (d *Disk) coverOne(ctx context.Context, g Region) error {
 // commit writes what the overlay holds to the disk, and makes it durable. The overlay is
 // not changed: until it is removed, the commit can be repeated.
 func (d *Disk) commit(ctx context.Context) error {
+	if err := d.backing().Prepare(); err != nil { // the disk may have another name by now
+		return err
+	}
 	if err := d.image(ctx, "commit", "-q", "-d", "--image-opts", d.view()); err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"understudy.dev/understudy/dead/inventory"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/foreign"
 	"understudy.dev/understudy/internal/live/hint"
@@ -205,7 +206,7 @@ func beside(disks []foreign.Disk) (dir string) {
 			continue
 		}
 		size := st.Size()
-		if found, err := places(d.Path); err == nil && len(found) > 0 {
+		if found, _, err := places(d.Path); err == nil && len(found) > 0 {
 			size += 1 << 62
 		}
 		if size > most {
@@ -235,7 +236,7 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types [
 	if err != nil {
 		return nil, err
 	}
-	on, err := identified(disks)
+	on, unusable, err := identified(disks)
 	if err != nil {
 		return nil, err
 	}
@@ -247,14 +248,20 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types [
 		if !ok && slices.Contains(inventory.OfUUID(all, f.Super.MountUUID), f) {
 			place, ok = on[f.Super.MountUUID]
 		}
-		if ok {
+		why := stacked(f.Device)
+		if ok && why == "" {
 			c.Places, types = append(c.Places, place), append(types, f.Super.Type)
 			continue
 		}
 		if !f.Super.HasBuffers() && f.Super.Type != "xfs" && f.Super.Type != "btrfs" && idle(f) {
 			continue // a CD, or a disk of the firmware
 		}
-		c.Missing = append(c.Missing, fmt.Sprintf("%s %s, %s", f.Super.Type, f.Super.UUID, f.Device))
+		if strings.HasPrefix(f.Device, "dm-") {
+			for _, u := range unusable {
+				why += "; " + u.Error()
+			}
+		}
+		c.Missing = append(c.Missing, fmt.Sprintf("%s %s, %s%s", f.Super.Type, f.Super.UUID, f.Device, why))
 	}
 	if len(c.Places) == 0 {
 		return nil, hint.New("find the dead machine's disks", ErrNotMounted, fmt.Sprintf("It had %v mounted. Its process has %v open for writing.", c.Missing, disks))
@@ -268,28 +275,41 @@ func idle(f *inventory.FileSystem) bool {
 	return len(found.Files)+len(found.Refused)+len(found.Faults) == 0
 }
 
-// identified returns where the file systems of the disks are, by UUID. It fails if two have the
-// same UUID, since they cannot be told apart.
-func identified(disks []foreign.Disk) (map[pagecache.UUID]Place, error) {
+// stacked says why a file system on a device of the dead machine must not be written to as one on a disk or a volume, even if
+// it looks like one there: the device keeps copies of it. It is empty if nothing speaks against it.
+func stacked(device string) string {
+	for prefix, what := range map[string]string{"md": "an array of md", "drbd": "a resource of DRBD", "bcache": "a device of bcache"} {
+		if strings.HasPrefix(device, prefix) {
+			return ", which is " + what
+		}
+	}
+	return ""
+}
+
+// identified returns where the file systems of the disks are, by UUID, and what of LVM there is besides. It fails if two
+// have the same UUID, since they cannot be told apart.
+func identified(disks []foreign.Disk) (map[pagecache.UUID]Place, []disk.Unusable, error) {
 	on := make(map[pagecache.UUID]Place)
+	var unusable []disk.Unusable
 	for _, d := range disks {
 		if d.Format != "raw" {
-			return nil, hint.New("open disk "+d.Path, fmt.Errorf("it is a %s image", d.Format),
+			return nil, nil, hint.New("open disk "+d.Path, fmt.Errorf("it is a %s image", d.Format),
 				"Only raw images and block devices can be written to. Save its memory (understudy salvage save), end QEMU in good order (quit, in its monitor), convert the image (qemu-img convert -O raw), and apply the memory to that.")
 		}
-		found, err := places(d.Path)
+		found, not, err := places(d.Path)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
+		unusable = append(unusable, not...)
 		for p, id := range found {
 			if other, taken := on[id]; taken {
-				return nil, hint.New("find the dead machine's disks", fmt.Errorf("%v and %v have file system %v both", other, p, id),
+				return nil, nil, hint.New("find the dead machine's disks", fmt.Errorf("%v and %v have file system %v both", other, p, id),
 					"Save its memory (understudy salvage save), end QEMU, and apply the memory to the one that was mounted.")
 			}
 			on[id] = p
 		}
 	}
-	return on, nil
+	return on, unusable, nil
 }
 
 // openSized opens a disk for reading, and returns its size in bytes. It does not claim the disk.
@@ -305,39 +325,38 @@ func openSized(path string) (*os.File, int64, error) {
 	return f, size, nil
 }
 
-// places finds the file systems on a disk: one on the whole disk, or those of its partitions.
-func places(path string) (map[Place]pagecache.UUID, error) {
+// places finds the file systems on a disk: one on the whole disk, or those of its partitions and linear logical volumes. It
+// also returns what of LVM there is besides.
+func places(path string) (map[Place]pagecache.UUID, []disk.Unusable, error) {
 	f, size, err := openSized(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer f.Close()
 	found := make(map[Place]pagecache.UUID)
-	look := func(part int, off, n int64) error {
-		fs, err := salvage.Identify(io.NewSectionReader(f, off, n))
+	look := func(a disk.Area) error {
+		p := Place{path, a.Where}
+		fs, err := salvage.Identify(device.Section{Direct: device.Direct{File: f}, At: a.At})
 		switch {
 		case errors.Is(err, salvage.ErrNoFileSystem):
 			return nil
 		case err != nil:
-			return fmt.Errorf("open disk %v: %w", Place{path, part}, err)
+			return fmt.Errorf("open disk %v: %w", p, err)
 		}
-		found[Place{path, part}] = fs.UUID
+		found[p] = fs.UUID
 		return nil
 	}
-	if err := look(0, 0, size); err != nil || len(found) > 0 {
-		return found, err
+	if err := look(disk.Area{At: []disk.Stretch{{Len: size}}}); err != nil || len(found) > 0 {
+		return found, nil, err
 	}
-	parts, err := disk.Table(f, size)
-	if errors.Is(err, disk.ErrNoTable) {
-		return found, nil
-	}
+	areas, unusable, err := disk.Areas(f, size)
 	if err != nil {
-		return nil, fmt.Errorf("open disk %s: %w", path, err)
+		return nil, nil, fmt.Errorf("open disk %s: %w", path, err)
 	}
-	for _, p := range parts {
-		if err := look(p.Number, p.Off, p.Len); err != nil {
-			return nil, err
+	for _, a := range areas {
+		if err := look(a); err != nil {
+			return nil, nil, err
 		}
 	}
-	return found, nil
+	return found, unusable, nil
 }

@@ -60,7 +60,7 @@ func (a *Adoption) apply(ctx context.Context, c *custody, out *Adopted) (err err
 			continue
 		}
 		o := a.Options
-		o.Image, o.Disk, o.Part, o.claim = c.Memory, p.Path, p.Part, claims[p.Path]
+		o.Image, o.Disk, o.Where, o.claim = c.Memory, p.Path, p.Where, claims[p.Path]
 		var r *Report
 		if o.Work, err = a.workFor(p.Path); err == nil {
 			r, err = run(ctx, o)

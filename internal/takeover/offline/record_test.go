@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"reflect"
 	"testing"
+
+	"understudy.dev/understudy/internal/live/disk"
 )
 
 func sample() *record {
@@ -128,11 +130,11 @@ func TestClear(t *testing.T) {
 		"somebody's":      {left: map[string]string{"letters.txt": "dear"}, wrong: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			disk := filepath.Join(t.TempDir(), "disk.img")
-			if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
+			path := filepath.Join(t.TempDir(), "disk.img")
+			if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			work := disk + ".understudy"
+			work := path + ".understudy"
 			if tc.left != nil {
 				if err := os.Mkdir(work, 0o700); err != nil {
 					t.Fatal(err)
@@ -150,7 +152,7 @@ func TestClear(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			d, err := Open(disk, 0, "")
+			d, err := Open(path, disk.Where{}, "")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -10,6 +10,7 @@ import (
 
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/supervisor"
@@ -151,7 +152,9 @@ func (r *recovery) disk(ctx context.Context, d *supervisor.RecordDisk) error {
 		}
 	}
 	if len(d.Layers) > 0 && d.Progress != saved && r.options.Devices[d.Name] == "" {
-		return layered(d)
+		if err := seen(d); err != nil {
+			return layered(d, err)
+		}
 	}
 	switch d.Progress {
 	case saved:
@@ -244,14 +247,36 @@ func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Option
 
 // on sets the options for a run on a disk of the pair.
 func (r *recovery) on(d *supervisor.RecordDisk, o Options) (_ Options, err error) {
-	o.Disk, o.Part, o.Guest, o.Work, o.GiveUp = d.Image, d.Part, r.options.Guest, r.options.Work, r.options.GiveUp
+	o.Disk, o.Where, o.Guest, o.Work, o.GiveUp = d.Image, whereOf(d), r.options.Guest, r.options.Work, r.options.GiveUp
 	if device := r.options.Devices[d.Name]; device != "" {
-		o.Disk, o.Part = device, 0
+		o.Disk, o.Where = device, disk.Where{}
 	}
 	if o.Work == "" {
 		o.Work, err = WorkOf(r.record.Pair, o.Disk)
 	}
 	return o, err
+}
+
+// whereOf returns the part of the image that has the file system.
+func whereOf(d *supervisor.RecordDisk) disk.Where {
+	if d.Volume != "" {
+		return disk.Where{Volume: d.Volume}
+	}
+	return disk.Where{Part: d.Part}
+}
+
+// seen checks that a file system under which there are layers can be found without a guest: in a linear logical volume.
+func seen(d *supervisor.RecordDisk) error {
+	if d.Volume == "" {
+		return fmt.Errorf("it lies on %s, which only a guest sees through", strings.Join(d.Layers, " and "))
+	}
+	f, size, err := openSized(d.Image)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = disk.At(f, size, whereOf(d))
+	return err
 }
 
 // WorkOf returns the directory for what is to be written to a disk of a pair (Options.Work): the pair's state
@@ -276,9 +301,9 @@ func besideOr(disk, dir string) (string, error) {
 	return dir, nil
 }
 
-// layered says what to do about a disk whose file system only a guest sees. The operator makes
+// layered says what to do about a disk whose file system is not seen from here. The operator makes
 // the device; this program knows which memories are to be brought to it, and in which order.
-func layered(d *supervisor.RecordDisk) error {
-	return hint.New("find its file system", fmt.Errorf("it lies on %s, which only a guest sees through", strings.Join(d.Layers, " and ")),
+func layered(d *supervisor.RecordDisk, why error) error {
+	return hint.New("find its file system", why,
 		fmt.Sprintf("Make the device of the file system here (losetup, mdadm --assemble, cryptsetup open, lvchange -ay), mount it nowhere, and: understudy recover --disk %s=DEVICE. The memory stays until then.", d.Name))
 }

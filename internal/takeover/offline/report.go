@@ -9,6 +9,7 @@ import (
 	"understudy.dev/understudy/dead/inventory"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/wire"
 	"understudy.dev/understudy/internal/takeover"
 	"understudy.dev/understudy/internal/takeover/morgue"
@@ -19,7 +20,7 @@ type Report struct {
 	Image      string             `json:"image"`
 	Kernel     string             `json:"kernel"`
 	Disk       string             `json:"disk"`
-	Part       int                `json:"partition,omitempty"` // the number of the partition of Disk; 0 means the whole disk
+	disk.Where                    // of Disk
 	FileSystem FileSystem         `json:"filesystem"`
 	DryRun     bool               `json:"dry_run"`
 	Resumed    bool               `json:"resumed"` // an earlier run's commit was finished
@@ -101,7 +102,7 @@ type StageTime struct {
 func (a *application) begin() {
 	s := a.fsys.Super
 	a.report = &Report{
-		Image: a.Image, Kernel: a.memory.Kernel.Release, Disk: a.Disk, Part: a.Part, DryRun: a.DryRun,
+		Image: a.Image, Kernel: a.memory.Kernel.Release, Disk: a.Disk, Where: a.Where, DryRun: a.DryRun,
 		FileSystem: FileSystem{Type: s.Type, Device: a.fsys.Device, UUID: s.UUID.String()},
 		Refused:    []takeover.Refusal{}, Complete: true, Stages: []StageTime{},
 		NotDead: a.memory.NotDead(),

@@ -20,7 +20,7 @@ func RescueRoot(ctx context.Context, o Options) ([]*Report, error) {
 	}
 	var reports []*Report
 	var errs []error
-	for _, o.Part = range parts {
+	for _, o.Where = range parts {
 		report, err := Run(ctx, o)
 		if err == nil {
 			reports = append(reports, report)
@@ -29,8 +29,8 @@ func RescueRoot(ctx context.Context, o Options) ([]*Report, error) {
 		if errors.Is(err, ErrNotMounted) && !errors.Is(err, takeover.ErrInBetween) {
 			continue
 		}
-		if o.Part != 0 {
-			err = fmt.Errorf("partition %d: %w", o.Part, err)
+		if !o.Whole() {
+			err = fmt.Errorf("%s: %w", o.Where.Name(), err)
 		}
 		if unfinished(o) {
 			err = fmt.Errorf("%w: %w", takeover.ErrInBetween, err)
@@ -40,9 +40,9 @@ func RescueRoot(ctx context.Context, o Options) ([]*Report, error) {
 	return reports, errors.Join(errs...)
 }
 
-// unfinished reports whether a commit to a disk, or to a partition of it, is partly written.
+// unfinished reports whether a commit to a disk, or to a part of it, is partly written.
 func unfinished(o Options) bool {
-	d, err := Open(o.Disk, o.Part, o.Work)
+	d, err := Open(o.Disk, o.Where, o.Work)
 	if err != nil {
 		return errors.Is(err, takeover.ErrInBetween)
 	}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/ext4"
@@ -16,6 +18,7 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/live/dirs"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/guest"
 	"understudy.dev/understudy/internal/live/hint"
@@ -29,10 +32,11 @@ import (
 
 // Options say what is brought up to date, and how.
 type Options struct {
+	disk.Where // which part of Disk has the file system
+
 	Image   string   // path of the memory
 	Parts   []string // further files of it (ram.OpenFiles)
 	Disk    string   // path of a raw image or a block device, unless Mount is given
-	Part    int      // number of the partition of Disk that has the file system; 0 means the whole disk
 	Mount   string   // where XFS or btrfs is mounted on this machine
 	Work    string   // directory of the overlay; empty means beside Disk
 	FS      string   // a device of the dead machine, if several file systems there have Disk's UUID
@@ -83,6 +87,26 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	return a.report, err
 }
 
+// elsewhere adds to an error the parts of the disk that have a file system, if the one that was selected has none.
+func (a *application) elsewhere(err error) error {
+	if !errors.Is(err, salvage.ErrNoFileSystem) {
+		return err
+	}
+	found, unusable, bad := places(a.target.path)
+	if bad != nil || len(found)+len(unusable) == 0 {
+		return err
+	}
+	var lines []string
+	for p := range found {
+		lines = append(lines, fmt.Sprintf("%s has file system %s: --disk %s", p.Name(), found[p], p.argument()))
+	}
+	for _, u := range unusable {
+		lines = append(lines, "no file system can be written to in "+u.Error())
+	}
+	slices.Sort(lines)
+	return hint.New("find the file system", err, strings.Join(lines, "\n  "))
+}
+
 func (a *application) close() error {
 	var errs []error
 	if a.draft != nil {
@@ -107,7 +131,7 @@ func (a *application) run(ctx context.Context) (err error) {
 	if a.Mount != "" {
 		return a.mounted(ctx)
 	}
-	if a.target, err = open(a.Disk, a.Part, a.Work, a.claim); err != nil {
+	if a.target, err = open(a.Disk, a.Where, a.Work, a.claim); err != nil {
 		return err
 	}
 	a.target.forget = a.Forget
@@ -115,7 +139,7 @@ func (a *application) run(ctx context.Context) (err error) {
 		return a.finish(ctx, left)
 	}
 	if a.on, err = salvage.Identify(a.target); err != nil {
-		return fmt.Errorf("open disk %s: %w", a.Disk, err)
+		return a.elsewhere(fmt.Errorf("open disk %s: %w", a.Disk, err))
 	}
 	var none *notMounted
 	if a.fsys, err = a.fileSystem(a.on.UUID); errors.As(err, &none) {

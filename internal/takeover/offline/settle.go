@@ -10,7 +10,7 @@ import (
 	"understudy.dev/understudy/internal/takeover"
 )
 
-// Settle finishes each interrupted commit to a disk, or to a partition of it, without the memory that the
+// Settle finishes each interrupted commit to a disk, or to a part of it, without the memory that the
 // commit was from, which a power loss may have taken: everything that is to be written is in the work
 // directory, and work is as in Options. It returns a report for each commit; there is none if the disk is not
 // in between. The disk is claimed only if it is in between.
@@ -31,27 +31,30 @@ func Settle(ctx context.Context, path, work string) ([]*Report, error) {
 	return reports, errors.Join(errs...)
 }
 
-// unsettled returns the numbers of the partitions of a disk that are in between; 0 means the whole disk.
-func unsettled(path string) (parts []int, err error) {
+// unsettled returns the parts of a disk that are in between.
+func unsettled(path string) (parts []disk.Where, err error) {
 	f, size, err := openSized(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	table, _ := disk.Table(f, size) // without a table that can be read, only the whole disk is looked at
-	for _, p := range append(table, disk.Partition{Len: size}) {
-		is, err := InBetween(device.Section{Direct: device.Direct{File: f}, Off: p.Off, Len: p.Len})
+	areas, _, err := disk.Areas(f, size)
+	if err != nil { // the table cannot be read: only the whole disk is looked at
+		areas = []disk.Area{{At: []disk.Stretch{{Len: size}}}}
+	}
+	for _, a := range areas {
+		is, err := InBetween(device.Section{Direct: device.Direct{File: f}, At: a.At})
 		if err != nil {
 			return nil, err
 		}
 		if is {
-			parts = append(parts, p.Number)
+			parts = append(parts, a.Where)
 		}
 	}
 	return parts, nil
 }
 
-func settle(ctx context.Context, path string, part int, work string) (_ *Report, err error) {
+func settle(ctx context.Context, path string, part disk.Where, work string) (_ *Report, err error) {
 	d, err := Open(path, part, work)
 	if err != nil {
 		return nil, err
@@ -66,7 +69,7 @@ func settle(ctx context.Context, path string, part int, work string) (_ *Report,
 		return nil, err
 	}
 	r := &Report{
-		Image: id.Image, Kernel: id.Kernel, Disk: path, Part: part, FileSystem: FileSystem{UUID: id.UUID}, Resumed: true,
+		Image: id.Image, Kernel: id.Kernel, Disk: path, Where: part, FileSystem: FileSystem{UUID: id.UUID}, Resumed: true,
 		Refused: []takeover.Refusal{}, Complete: true,
 	}
 	r.stages(nil, done.Stages)

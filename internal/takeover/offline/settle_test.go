@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"understudy.dev/understudy/internal/lab/lvmdisk"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/draft"
 )
 
 // TestSettle interrupts a commit after each of its steps, and then finishes it without its memory.
@@ -82,7 +86,7 @@ func TestMoved(t *testing.T) {
 		if err := os.WriteFile(in(name), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(in(name), 0, "")
+		d, err := Open(in(name), disk.Where{}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,41 +115,131 @@ func TestMoved(t *testing.T) {
 	}
 }
 
-// TestSettlePartition checks that each partition in between is finished, from its own work directory.
-func TestSettlePartition(t *testing.T) {
+// TestSettleParts checks that each part of a disk in between is finished, from its own work directory: partitions, and a logical
+// volume in two pieces.
+func TestSettleParts(t *testing.T) {
 	path, work := filepath.Join(t.TempDir(), "disk.img"), t.TempDir()
-	disk := make([]byte, 4<<20)
-	for i := range 2 {
-		entry := disk[446+16*i:]
-		entry[4] = 0x83
+	all := make([]byte, 4<<20)
+	for i, kind := range []byte{0x83, 0x83, 0x8e} {
+		entry := all[446+16*i:]
+		entry[4] = kind
 		binary.LittleEndian.PutUint32(entry[8:], uint32(2048*(1+i)))
 		binary.LittleEndian.PutUint32(entry[12:], 2048)
 	}
-	disk[510], disk[511] = 0x55, 0xaa
-	if err := os.WriteFile(path, disk, 0o600); err != nil {
+	all[510], all[511] = 0x55, 0xaa
+	lvmdisk.Write(all[3<<20:], lvmdisk.UUID, lvmdisk.Group(1<<20, "", lvmdisk.Volume("a-b", lvmdisk.Visible, lvmdisk.Linear(3, 1), lvmdisk.Linear(1, 1))), lvmdisk.Header)
+	if err := os.WriteFile(path, all, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for part := 1; part <= 2; part++ {
-		d, err := Open(path, part, work)
+	const pieces = 3<<20 + lvmdisk.Start
+	for _, tt := range []struct {
+		where  disk.Where
+		at     [2]int // where its bytes 4096 and 128 KiB - 512 are on the disk
+		second int    // where the byte 128 KiB is
+	}{
+		{disk.Where{Part: 1}, [2]int{1<<20 + 4096, 1<<20 + 128<<10 - 512}, 1<<20 + 128<<10},
+		{disk.Where{Part: 2}, [2]int{2<<20 + 4096, 2<<20 + 128<<10 - 512}, 2<<20 + 128<<10},
+		{disk.Where{Volume: "vg0/a-b"}, [2]int{pieces + 3*lvmdisk.Extent + 4096, pieces + 4*lvmdisk.Extent - 512}, pieces + lvmdisk.Extent},
+	} {
+		d, err := Open(path, tt.where, work)
 		if err != nil {
 			t.Fatal(err)
 		}
-		id := Identity{Image: "ram", Kernel: "6.1", UUID: "u", Sum: string(rune('0' + part))}
-		job := Job{Identity: id, Super: []Region{{Off: superAt, Data: make([]byte, 1024)}}, Raw: []Raw{{Off: 4096, Data: bytes.Repeat([]byte{byte(part)}, 512)}}}
+		text := []byte(tt.where.Name() + strings.Repeat(".", 512))[:512]
+		id := Identity{Image: "ram", Kernel: "6.1", UUID: "u", Sum: tt.where.Name()}
+		free := bytes.Repeat(text, 2)
+		job := Job{
+			Identity: id, Super: []Region{{Off: superAt, Data: make([]byte, 1024)}}, Raw: []Raw{{Off: 4096, Data: text}},
+			Free: []draft.Free{{Off: 128<<10 - 512, Len: 1024, Data: func() ([][]byte, error) { return [][]byte{free[:200], free[200:700], free[700:]}, nil }}},
+		}
 		if err := d.clear(id); err != nil {
 			t.Fatal(err)
 		}
 		if err := errors.Join(d.prepare(t.Context(), job, nil, &Result{}), d.put(d.left.veil()), d.Close()); err != nil {
 			t.Fatal(err)
 		}
-		copy(disk[part<<20+4096:], job.Raw[0].Data)
+		copy(all[tt.at[0]:], text)
+		copy(all[tt.at[1]:], text)
+		copy(all[tt.second:], text)
 	}
 	r, err := Settle(t.Context(), path, work)
-	if err != nil || len(r) != 2 {
+	if err != nil || len(r) != 3 {
 		t.Fatalf("%v, %d reports", err, len(r))
 	}
-	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, disk) {
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, all) {
 		t.Errorf("%v: the disk is not as it was to be", err)
+	}
+}
+
+// TestCommitInPieces checks that an overlay on a logical volume in several pieces has what is in them, in their order, and is
+// committed to them, even if the disk has another name by then, and one that QEMU's options cannot contain as it is.
+func TestCommitInPieces(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, `a "disk", of 2`)
+	all := make([]byte, 2<<20)
+	lvmdisk.Write(all, lvmdisk.UUID, lvmdisk.Group(2<<20, "", lvmdisk.Volume("root", lvmdisk.Visible, lvmdisk.Linear(9, 2), lvmdisk.Linear(2, 1), lvmdisk.Linear(0, 2))), lvmdisk.Header)
+	rand.NewChaCha8([32]byte{}).Read(all[lvmdisk.Start:])
+	if err := os.WriteFile(path, all, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	work := t.TempDir()
+	id := Identity{Image: "ram", Kernel: "6.1", UUID: "u", Sum: "s"}
+	open := func(path string) *Disk {
+		d, err := Open(path, disk.Where{Volume: "vg0/root"}, work)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.Close() })
+		return d
+	}
+	d := open(path)
+	var want []byte
+	for _, s := range d.area.At {
+		want = append(want, all[s.Off:][:s.Len]...)
+	}
+	if len(d.area.At) != 3 || d.Size != 5*lvmdisk.Extent {
+		t.Fatalf("%+v", d.area)
+	}
+	if err := errors.Join(d.clear(id), d.makeOverlay(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	got, err := d.look(t.Context(), []Region{{Data: make([]byte, d.Size)}})
+	if err != nil || !bytes.Equal(got[0].Data, want) {
+		t.Fatalf("%v: the overlay does not have what is in the pieces", err)
+	}
+	for _, at := range []int64{0, 2*lvmdisk.Extent - 512, 3*lvmdisk.Extent - 1024, d.Size - 2048} { // over both borders, and up to the end
+		g := Region{Off: at, Data: bytes.Repeat([]byte("new text"), 256)}
+		if err := d.coverOne(t.Context(), g); err != nil {
+			t.Fatal(err)
+		}
+		copy(want[at:], g.Data)
+	}
+	before, err := d.read([]Region{{Off: superAt, Data: make([]byte, 1024)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.left = &record{Step: stepApply, Identity: id, Disk: d.path, Size: d.Size, Veil: veilOf(id), Before: before, Refused: new(bool)}
+	if err := errors.Join(d.makeReady(t.Context()), d.put(d.left.veil()), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	renamed := filepath.Join(dir, "renamed")
+	if err := os.Rename(path, renamed); err != nil {
+		t.Fatal(err)
+	}
+	d = open(renamed)
+	at := d.area.At
+	if _, err := d.Finish(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	from := 0
+	for _, s := range at {
+		from += copy(all[s.Off:][:s.Len], want[from:])
+	}
+	if now, err := os.ReadFile(renamed); err != nil || !bytes.Equal(now, all) {
+		t.Errorf("%v: the disk is not as it was to be", err)
+	}
+	if left, err := os.ReadDir(work); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 
@@ -164,7 +258,7 @@ func TestInBetween(t *testing.T) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(path, 0, "")
+		d, err := Open(path, disk.Where{}, "")
 		if errors.Is(err, takeover.ErrInBetween) != tc.is || !tc.is && err != nil {
 			t.Errorf("at %d of %d: %v", tc.at, tc.size, err)
 		}

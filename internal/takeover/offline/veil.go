@@ -62,7 +62,7 @@ func (d *Disk) unveiled() error {
 // written back already: in the first four sectors, and in eight from 64 KiB on.
 func InBetween(s device.Section) (bool, error) {
 	for _, places := range [][2]int64{{0, 4 * sector}, {64 << 10, 64<<10 + 8*sector}} {
-		b := make([]byte, max(0, min(s.Len, places[1])-places[0]))
+		b := make([]byte, max(0, min(s.Len(), places[1])-places[0]))
 		if _, err := s.ReadAt(b, places[0]); len(b) > 0 && err != nil {
 			return false, fmt.Errorf("read disk: %w", err)
 		}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"understudy.dev/understudy/internal/lab/tier"
+	"understudy.dev/understudy/internal/live/disk"
 )
 
 // TestSameName checks that disks with the same name, in different directories, do not share a work directory.
@@ -21,7 +22,7 @@ func TestSameName(t *testing.T) {
 		if err := os.WriteFile(path, bytes.Repeat([]byte{byte(i)}, 1<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(path, 0, work)
+		d, err := Open(path, disk.Where{}, work)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -61,7 +62,7 @@ func TestWorkOfOlder(t *testing.T) {
 		if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(path, 0, work)
+		d, err := Open(path, disk.Where{}, work)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,8 +79,8 @@ func TestOutlasts(t *testing.T) {
 		tier.Lacks(t, err)
 	}
 	t.Cleanup(func() { os.RemoveAll(memory) })
-	disk := t.TempDir()
-	for dir, want := range map[string]bool{memory: true, disk: false} {
+	ondisk := t.TempDir()
+	for dir, want := range map[string]bool{memory: true, ondisk: false} {
 		if is, err := volatile(dir); is != want || err != nil {
 			t.Skipf("%s is in memory: %v, %v", dir, is, err)
 		}
@@ -88,18 +89,18 @@ func TestOutlasts(t *testing.T) {
 		image, work string
 		fails       bool
 	}{
-		"a disk's in memory":  {disk, memory, true},
-		"a disk's":            {disk, disk, false},
-		"a disk's, beside it": {disk, "", false},
+		"a disk's in memory":  {ondisk, memory, true},
+		"a disk's":            {ondisk, ondisk, false},
+		"a disk's, beside it": {ondisk, "", false},
 		"that of memory":      {memory, memory, false},
 		"beside memory":       {memory, "", false},
-		"out of memory":       {memory, disk, false},
+		"out of memory":       {memory, ondisk, false},
 	} {
 		path := filepath.Join(tc.image, "disk.img")
 		if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(path, 0, tc.work)
+		d, err := Open(path, disk.Where{}, tc.work)
 		if err != nil {
 			t.Fatal(err)
 		}

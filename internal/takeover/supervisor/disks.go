@@ -9,11 +9,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/salvage"
+	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/pair"
@@ -110,10 +112,39 @@ func (s *Supervisor) fileSystemOn(d pair.Disk) (io.ReaderAt, error) {
 	switch {
 	case d.LUKS != "":
 		return nil, begins(d, on, "LUKS\xba\xbe", "luks:", 0)
-	case d.LVM != "": // the label is in one of the first four sectors (lib/label/label.h, LABEL_SCAN_SECTORS)
-		return nil, begins(d, on, "LABELONE", "lvm:", 0, 512, 1024, 1536)
+	case d.LVM == "":
+		return on, nil
 	}
-	return on, nil
+	// The label is in one of the first four sectors (lib/label/label.h, LABEL_SCAN_SECTORS).
+	if err := begins(d, on, "LABELONE", "lvm:", 0, 512, 1024, 1536); err != nil {
+		return nil, err
+	}
+	h := s.holds[d.Image]
+	a, err := volumeOn(d, h)
+	switch {
+	case err == nil:
+		return device.Section{Direct: device.Direct{File: h.File}, At: a.At}, nil
+	case d.Type.Ext():
+		return nil, nil
+	}
+	return nil, fmt.Errorf("disk %s: %s on lvm: is not supported here: %w", d.Name, d.Type, err)
+}
+
+// volumeOn returns where a disk's logical volume is on its image. It fails if only a guest can see it.
+func volumeOn(d pair.Disk, image *fence.Hold) (disk.Area, error) {
+	if d.Mirror != "" || d.LUKS != "" {
+		return disk.Area{}, fmt.Errorf("it lies on %s", strings.Join(d.Layers(), " and "))
+	}
+	return disk.At(image, image.Size, disk.Where{Volume: d.LVM})
+}
+
+// seen reports whether this machine can see a disk's file system.
+func (s *Supervisor) seen(d pair.Disk) bool {
+	if !d.Layered() {
+		return true
+	}
+	_, err := volumeOn(d, s.holds[d.Image])
+	return err == nil
 }
 
 // partOf returns the part of an image that belongs to the pair: all of it, or a partition.
@@ -172,13 +203,13 @@ func begins(d pair.Disk, on io.ReaderAt, mark, key string, places ...int64) erro
 	return fmt.Errorf("disk %s: %s has not what %s says, but %s", d.Name, d.Image, key, content)
 }
 
-// checkLayered checks the file system of a disk that only a guest can see. It does so through the
-// guest, before the guest mounts it.
+// checkLayered activates the layers of a disk in a guest, before the guest mounts it. It checks the file system, if only
+// a guest can see that.
 func (s *Supervisor) checkLayered(ctx context.Context, sd *side, d pair.Disk) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("not done within %v", startLimit))
 	defer cancel()
 	size, err := sd.activate(ctx, d.Name)
-	if err != nil {
+	if err != nil || s.seen(d) { // which was checked before
 		return err
 	}
 	image := newGuestImage(ctx, sd, d.Name, size, nil)

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -14,7 +15,9 @@ import (
 	"syscall"
 	"testing"
 
+	"understudy.dev/understudy/internal/lab/lvmdisk"
 	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/live/wire"
@@ -310,6 +313,20 @@ func TestUnderneath(t *testing.T) {
 		le.PutUint64(s[144:], uint64(at)/512)
 		return b
 	}
+	volume := func(content []byte, segments ...lvmdisk.Segment) []byte {
+		b := make([]byte, size)
+		lvmdisk.Write(b, lvmdisk.UUID, lvmdisk.Group(size, "", lvmdisk.Volume("root", lvmdisk.Visible, segments...)), lvmdisk.Header)
+		a, err := disk.At(bytes.NewReader(b), size, disk.Where{Volume: "vg0/root"})
+		if err != nil {
+			return b
+		}
+		for _, s := range a.At {
+			content = content[copy(b[s.Off:][:s.Len], content):]
+		}
+		return b
+	}
+	pieces := []lvmdisk.Segment{lvmdisk.Linear(4, 300), lvmdisk.Linear(0, 3)}
+	thin := lvmdisk.Segment{Count: 1, Is: "type = \"thin\"\n"}
 	const atEnd = size - 8<<10
 	marked := func(at int, mark string) []byte { b := plain(); copy(b[at:], mark); return b }
 	const luks = "LUKS\xba\xbe"
@@ -322,6 +339,12 @@ func TestUnderneath(t *testing.T) {
 		{"plain", pair.Disk{}, plain(), nil, ""},
 		{"lvm", pair.Disk{LVM: "a/b"}, marked(512, "LABELONE"), nil, ""},
 		{"no lvm", pair.Disk{LVM: "a/b"}, plain(), nil, "has not what lvm: says, but a file system of the ext family on itself: leave out lvm:"},
+		{"a linear volume", pair.Disk{LVM: "vg0/root"}, volume(fs, pieces...), nil, ""},
+		{"a linear volume of another name", pair.Disk{LVM: "vg0/srv"}, volume(fs, pieces...), nil, ""}, // the guest may find it
+		{"an empty linear volume", pair.Disk{LVM: "vg0/root"}, volume(nil, pieces...), nil, "no file system that we know"},
+		{"a linear volume with XFS", pair.Disk{LVM: "vg0/root", Type: pair.XFS}, volume(fs, pieces...), nil, "has a file system of the ext family: say type: ext4"},
+		{"a thin volume", pair.Disk{LVM: "vg0/root"}, volume(nil, thin), nil, ""},
+		{"XFS in a thin volume", pair.Disk{LVM: "vg0/root", Type: pair.XFS}, volume(nil, thin), nil, "xfs on lvm: is not supported here: logical volume vg0/root: it is not linear"},
 		{"luks", pair.Disk{LUKS: "/key"}, marked(0, luks), nil, ""},
 		{"luks, and lvm in it", pair.Disk{LUKS: "/key", LVM: "a/b"}, marked(0, luks), nil, ""},
 		{"no luks", pair.Disk{LUKS: "/key"}, marked(512, "LABELONE"), nil, "a physical volume of LVM: name the logical volume"},
@@ -338,7 +361,7 @@ func TestUnderneath(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := tt.d
-			d.Name, d.Type, d.Image = "data", pair.Ext4, filepath.Join(t.TempDir(), "a")
+			d.Name, d.Type, d.Image = "data", cmp.Or(d.Type, pair.Ext4), filepath.Join(t.TempDir(), "a")
 			err := os.WriteFile(d.Image, tt.image, 0o600)
 			if tt.more != nil {
 				d.Mirror = d.Image + "2"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"understudy.dev/understudy/internal/live/device"
@@ -26,10 +27,11 @@ const (
 
 // machine implements takeover.Machine for this pair.
 type machine struct {
-	s     *Supervisor
-	heir  *side // the understudy; already the active side when a takeover settles
-	proof *fence.Proof
-	sizes map[string]int64 // the size of the device on the layers of a disk, by the disk's name
+	s       *Supervisor
+	heir    *side // the understudy; already the active side when a takeover settles
+	proof   *fence.Proof
+	layered []string         // the disks whose file systems only the understudy sees
+	sizes   map[string]int64 // the size of the device on the layers of a disk, by the disk's name
 }
 
 func (m *machine) disk(name string) (pair.Disk, error) {
@@ -67,7 +69,7 @@ func (m *machine) Image(ctx context.Context, name string) (takeover.Image, error
 	if err != nil {
 		return nil, err
 	}
-	if d.Layered() {
+	if slices.Contains(m.layered, name) {
 		return newGuestImage(ctx, m.heir, name, m.sizes[name], m.Staging), nil
 	}
 	image := m.proof.Image(d.Image)
@@ -75,14 +77,18 @@ func (m *machine) Image(ctx context.Context, name string) (takeover.Image, error
 		return nil, fmt.Errorf("image %s is not behind the fence", d.Image)
 	}
 	h := m.s.holds[d.Image]
-	if d.Part == 0 {
+	where := disk.Where{Part: d.Part}
+	if d.LVM != "" {
+		where = disk.Where{Volume: d.LVM}
+	}
+	if where.Whole() {
 		return device.Direct{File: image}, nil
 	}
-	p, err := disk.Find(image, h.Size, d.Part)
+	a, err := disk.At(image, h.Size, where)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", d.Image, err)
 	}
-	return device.Section{Direct: device.Direct{File: image}, Off: p.Off, Len: p.Len}, nil
+	return device.Section{Direct: device.Direct{File: image}, At: a.At}, nil
 }
 
 // Check checks a draft of the disk with this machine's e2fsck: that does not have to wait

@@ -62,7 +62,9 @@ type RecordDisk struct {
 	// UUID is that of the file system; empty if it is not known: older programs did not record it.
 	UUID string `json:"uuid,omitempty"`
 	// Layers are the layers between that and the file system; empty if there are none.
-	Layers   []string          `json:"layers,omitempty"`
+	Layers []string `json:"layers,omitempty"`
+	// Volume is the logical volume, GROUP/NAME, if that is the only layer.
+	Volume   string            `json:"lvm,omitempty"`
 	Progress takeover.Progress `json:"progress,omitempty"`
 	// Super is a fingerprint of the disk, if recover has applied the understudy's memory to it, and is still to apply
 	// the dead side's. It is empty if an older program did that.

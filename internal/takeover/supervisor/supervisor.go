@@ -299,7 +299,7 @@ func (s *Supervisor) makeRehearsals(ctx context.Context, name string) (devices [
 			continue
 		}
 		for n, image := range d.Images() {
-			o := partition.Overlay{Disk: partition.Disk{Name: wire.TrialDisk(i, n), Image: image}, File: fmt.Sprintf("%s.%d", path, n)}
+			o := partition.Overlay{Name: wire.TrialDisk(i, n), File: fmt.Sprintf("%s.%d", path, n), Backing: partition.Backing{Image: image}}
 			if err := device.MakeOverlay(ctx, o.File, image); err != nil {
 				return nil, err
 			}
@@ -388,7 +388,11 @@ func (s *Supervisor) record(change func(*Record)) error {
 		r.Disks, r.Kept, r.Sides = slices.Clone(r.Disks), slices.Clone(r.Kept), slices.Clone(r.Sides)
 	} else {
 		for _, d := range s.Pair.Disks {
-			r.Disks = append(r.Disks, RecordDisk{Name: d.Name, Image: d.Image, Part: d.Part, UUID: s.uuidOf(d), Layers: d.Layers()})
+			on := RecordDisk{Name: d.Name, Image: d.Image, Part: d.Part, UUID: s.uuidOf(d), Layers: d.Layers()}
+			if len(on.Layers) == 1 {
+				on.Volume = d.LVM
+			}
+			r.Disks = append(r.Disks, on)
 		}
 	}
 	if s.unrecorded != nil {

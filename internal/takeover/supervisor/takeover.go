@@ -51,7 +51,7 @@ func (u unopened) Examine(takeover.Image) (takeover.Remains, error) { return nil
 
 // handOver is what a takeover and a switch have in common.
 func (s *Supervisor) handOver(ctx context.Context, t *takeover.Timeline, o takeover.Options) (*takeover.Report, error) {
-	m := &machine{s: s, heir: s.understudy, sizes: make(map[string]int64)}
+	m := &machine{s: s, heir: s.understudy, layered: o.Layered, sizes: make(map[string]int64)}
 	defer m.drop()
 	hctx, stop := s.watchHeir(ctx)
 	defer stop()
@@ -195,7 +195,7 @@ func (s *Supervisor) takeoverOptions() takeover.Options {
 	}
 	for _, d := range s.Pair.Disks {
 		o.Disks = append(o.Disks, d.Name)
-		if d.Layered() {
+		if !s.seen(d) {
 			o.Layered = append(o.Layered, d.Name)
 		}
 	}
