@@ -14,6 +14,8 @@ import (
 	"understudy.dev/understudy/dead/cachefs"
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/disk"
 )
 
 func mountCommand() *cobra.Command {
@@ -63,7 +65,7 @@ every cached file in full, as the dead kernel saw it.`,
 	s.flags(cmd)
 	cmd.Flags().BoolVar(&unsaved, "unsaved", false, "show only files of which something is unsaved")
 	cmd.Flags().BoolVar(&others, "allow-other", false, "let other users look, too, as the modes of files say")
-	cmd.Flags().StringArrayVar(&disks, "disk", nil, "fill what is not in memory from this `IMAGE`; may be given for each disk")
+	cmd.Flags().StringArrayVar(&disks, "disk", nil, "fill what is not in memory from this `IMAGE`, its partitions and linear logical volumes; may be given for each disk")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print what is mounted for programs")
 	return cmd
 }
@@ -106,26 +108,53 @@ func (c *chosen) backings(disks []string) (map[*inventory.FileSystem]*inventory.
 			return nil, shut, fmt.Errorf("open disk: %w", err)
 		}
 		open = append(open, f)
-		fsys, err := c.whose(f)
-		if err != nil {
-			return nil, shut, fmt.Errorf("open disk %s: %w", name, err)
-		}
-		if behind[fsys], err = fsys.Backing(f); err != nil {
+		if err := c.back(behind, f); err != nil {
 			return nil, shut, fmt.Errorf("open disk %s: %w", name, err)
 		}
 	}
 	return behind, shut, nil
 }
 
-// whose returns the file system that is on a disk.
+// back opens what a disk has behind the files of each file system: the whole disk, or parts of it.
+func (c *chosen) back(behind map[*inventory.FileSystem]*inventory.Backing, f *os.File) error {
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	parts, _, _ := disk.Areas(f, size) // none, if the partition table is damaged: there may still be a file system at the beginning
+	var failed error
+	found := 0
+	for _, p := range append([]disk.Area{{At: []disk.Stretch{{Len: size}}}}, parts...) {
+		on := device.Section{Direct: device.Direct{File: f}, At: p.At}
+		fsys, err := c.whose(on)
+		if err != nil {
+			if failed == nil || errors.Is(failed, errNoExt) {
+				failed = err
+			}
+			continue
+		}
+		if behind[fsys], err = fsys.Backing(on); err != nil {
+			return err
+		}
+		found++
+	}
+	if found > 0 {
+		return nil
+	}
+	return failed
+}
+
+var errNoExt = errors.New("only raw images can fill holes, with ext2, ext3 or ext4 at their beginning, in a partition or in a linear logical volume")
+
+// whose returns the file system that is on a disk, or on a part of one.
 func (c *chosen) whose(disk io.ReaderAt) (*inventory.FileSystem, error) {
 	b := make([]byte, ext4.SuperSize)
 	if _, err := disk.ReadAt(b, ext4.SuperOffset); err != nil {
-		return nil, fmt.Errorf("read superblock: %w", err)
+		return nil, fmt.Errorf("read superblock: %w: %w", err, errNoExt)
 	}
 	on, err := ext4.ParseSuper(b)
 	if err != nil {
-		return nil, fmt.Errorf("%w: only raw images of ext2, ext3 and ext4 can fill holes, without a partition table before them", err)
+		return nil, fmt.Errorf("%w: %w", err, errNoExt)
 	}
 	all := make([]*inventory.FileSystem, len(c.found))
 	for n, l := range c.found {
