@@ -244,10 +244,14 @@ func TestLibvirtGuest(t *testing.T) {
 	vm(t)
 	h := libvirtlab.Start(t)
 	w := startWatch(t, h, "watch", " --restart")
-	for name, memory := range map[string]libvirtlab.Memory{"kept": libvirtlab.Anonymous, "transient": libvirtlab.Memfd} {
+	for name, memory := range map[string]libvirtlab.Memory{"kept": libvirtlab.Anonymous, "transient": libvirtlab.Memfd, "qcow2": libvirtlab.Anonymous} {
 		t.Run(name, func(t *testing.T) {
-			g := h.Guest(name, memory)
-			if name == "kept" {
+			format := "raw"
+			if name == "qcow2" {
+				format = name
+			}
+			g := h.Guest(name, memory, format)
+			if name != "transient" {
 				g.Define()
 			}
 			g.Start()

@@ -29,9 +29,9 @@ type adopted struct {
 	qemu  *exec.Cmd
 }
 
-// newAdopted starts QEMU with memory as these arguments say, and with what a crash left. With volume, the first file system is
-// in a logical volume.
-func newAdopted(t *testing.T, volume bool, arguments ...string) *adopted {
+// newAdopted starts QEMU with memory as these arguments say, and with what a crash left. With odd, the first file system is
+// in a logical volume, and the second one in a qcow2 image.
+func newAdopted(t *testing.T, odd bool, arguments ...string) *adopted {
 	t.Helper()
 	vm(t)
 	a := &adopted{bench: &bench{t: t, image: crashImage(t, fixture.Basic)}}
@@ -55,12 +55,16 @@ func newAdopted(t *testing.T, volume bool, arguments ...string) *adopted {
 	for i, d := range a.image.Disks {
 		d.Image = filepath.Join(dir, fmt.Sprintf("disk%d.img", i))
 		copyDisk(t, a.image.Disks[i].Image, d.Image)
-		if i == 0 && volume {
+		format := "raw"
+		switch {
+		case odd && i == 0:
 			d.Image = inVolume(t, d.Image)
+		case odd && i == 1:
+			format, d.Image = "qcow2", asQcow2(t, d.Image)
 		}
 		a.sums = append(a.sums, sumOf(t, d.Image))
 		a.disks = append(a.disks, d)
-		args = append(args, "-drive", "format=raw,if=virtio,file="+d.Image)
+		args = append(args, "-drive", "format="+format+",if=virtio,file="+d.Image)
 	}
 	a.qemu = exec.Command("qemu-system-x86_64", slices.Concat(args, arguments)...)
 	said := &bytes.Buffer{}
@@ -167,9 +171,12 @@ func (a *adopted) applied(look bool) {
 		i := slices.IndexFunc(r.Reports, func(r *offline.Report) bool { return r.Disk == d.Image })
 		if i < 0 {
 			a.t.Errorf("nothing is said of %s", d.Image)
-		} else if look && d.Name == "ext4" {
+		} else if qcow := strings.HasSuffix(d.Image, ".qcow2"); look && (d.Name == "ext4" || qcow) {
 			b := *a.bench
 			b.disk, b.crash = d, a.image.Format(d.Name)
+			if qcow {
+				b.disk.Image = asRaw(a.t, d.Image)
+			}
 			if r.Reports[i].Volume != "" {
 				b.disk.Image = filepath.Join(a.t.TempDir(), "disk.img")
 				outOfVolume(a.t, d.Image, volumeName, b.disk.Image)
@@ -216,13 +223,13 @@ func TestAdoptRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.WriteAt([]byte("QFI\xfb\x00\x00\x00\x03"), 0); err != nil {
+	if _, err := f.WriteAt([]byte("KDMV"), 0); err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
 	out, err = a.understudy("apply", "--end")
-	if err == nil || !strings.Contains(err.Error(), "qcow2") || !strings.Contains(err.Error(), "qemu-img convert") {
-		t.Errorf("a qcow2 image: %v: %s", err, out)
+	if err == nil || !strings.Contains(err.Error(), "vmdk") || !strings.Contains(err.Error(), "qemu-img convert") {
+		t.Errorf("a vmdk image: %v: %s", err, out)
 	}
 	if s := a.state(); s == "T" || s == "Z" || s == "" {
 		t.Errorf("the process was left in state %q", s)

@@ -63,6 +63,9 @@ func TestFindInImage(t *testing.T) {
 
 func checkPanic(t *testing.T, k *kernel.Kernel) {
 	t.Helper()
+	if n, err := k.OnlineCPUs(); err != nil || n != 1 {
+		t.Errorf("%d CPUs are online, %v", n, err)
+	}
 	if cpu, panicked, err := k.PanicCPU(); err != nil || !panicked || cpu > 1 {
 		t.Errorf("panic CPU %d, %v, %v", cpu, panicked, err)
 	}

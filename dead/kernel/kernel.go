@@ -214,6 +214,20 @@ func (k *Kernel) PanicCPU() (cpu int, panicked bool, err error) {
 	return int(v), true, nil
 }
 
+// OnlineCPUs returns how many CPUs the kernel has online. One that panicked has stopped the others, which went offline then
+// (kernel/cpu.c, __num_online_cpus; arch/x86/kernel/process.c, stop_this_cpu; arch/arm64/kernel/smp.c, local_cpu_stop).
+func (k *Kernel) OnlineCPUs() (int, error) {
+	va, err := k.Symbol("__num_online_cpus")
+	if err != nil {
+		return 0, err
+	}
+	n, err := k.U32(va)
+	if err != nil {
+		return 0, fmt.Errorf("read __num_online_cpus: %w", err)
+	}
+	return int(n), nil
+}
+
 // littleEndian decodes an unsigned number of up to 8 bytes.
 func littleEndian(b []byte) uint64 {
 	switch len(b) { // nearly all have one of these sizes

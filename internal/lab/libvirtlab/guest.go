@@ -69,8 +69,8 @@ const domainXML = `<domain type='qemu'>
 </domain>
 `
 
-// Guest makes a domain's description and its disks: raw images, one of them with a partition table.
-func (h *Host) Guest(name string, memory Memory) *Guest {
+// Guest makes a domain's description and its disks: images of that format, one of them with a partition table.
+func (h *Host) Guest(name string, memory Memory, format string) *Guest {
 	h.t.Helper()
 	g := &Guest{name: name, h: h}
 	kernel, modules, err := dirs.Kernel("")
@@ -100,8 +100,11 @@ func (h *Host) Guest(name string, memory Memory) *Guest {
 	h.here("cp", kernel, own)
 	var disks strings.Builder
 	for i := range 2 {
-		path := h.disk(fmt.Sprintf("%s-%d.img", name, i), i == 0)
-		fmt.Fprintf(&disks, "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='%s'/><target dev='vd%c'/></disk>\n", path, 'a'+i)
+		d := Disk{h.disk(fmt.Sprintf("%s-%d.img", name, i), i == 0), "raw"}
+		if format != d.Format {
+			d = d.Convert(h.t, format)
+		}
+		fmt.Fprintf(&disks, "<disk type='file' device='disk'><driver name='qemu' type='%s'/><source file='%s'/><target dev='vd%c'/></disk>\n", d.Format, d.Path, 'a'+i)
 	}
 	g.xml = fmt.Sprintf(domainXML, name, memory, own, initrd, hold.Parameters(), disks.String(), g.console())
 	return g

@@ -38,6 +38,8 @@ for top in /first /second; do
 	mv old/4 new/moved
 	some 5 >new/written && mv new/written old/5
 	rm old/6
+	# Written past the page cache, and not flushed: of a qcow2 image, QEMU alone knows where it is.
+	dd if=/dev/urandom of=new/direct bs=64k count=24 oflag=direct 2>/dev/null
 done
 cd /
 tell left

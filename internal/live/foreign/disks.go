@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"understudy.dev/understudy/internal/live/qcow2"
 )
 
 // Disk is a file or a block device that a QEMU has open for writing.
@@ -85,7 +87,7 @@ func same(a, b os.FileInfo) bool {
 // format is the format of an image, by its first bytes (QEMU, block/qcow2.h, vmdk.c, vhdx.c, qed.h;
 // in vdi.c, the signature is further on).
 func format(head []byte) string {
-	for magic, name := range map[string]string{"QFI\xfb": "qcow2", "KDMV": "vmdk", "COWD": "vmdk", "vhdxfile": "vhdx", "conectix": "vpc", "QED\x00": "qed", "<<< ": "vdi"} {
+	for magic, name := range map[string]string{qcow2.Magic: qcow2.Format, "KDMV": "vmdk", "COWD": "vmdk", "vhdxfile": "vhdx", "conectix": "vpc", "QED\x00": "qed", "<<< ": "vdi"} {
 		if strings.HasPrefix(string(head), magic) {
 			return name
 		}

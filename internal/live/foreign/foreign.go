@@ -163,8 +163,21 @@ func (m *Machine) Started() (uint64, error) {
 
 // End kills the process, and returns when it is gone.
 func (m *Machine) End(limit time.Duration) error {
-	if err := m.signal(unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("end process %d: %w", m.PID, err)
+	return m.end(limit, "SIGKILL", "It may hang in the machine's kernel (state D in ps). Its disks are left as they are.", unix.SIGKILL)
+}
+
+// Quit lets QEMU write what it has of its images in its own memory, and end (SIGTERM; QEMU, system/runstate.c,
+// qemu_system_killed). It returns when the process is gone. Its CPUs may run for a moment, unless they are stopped.
+func (m *Machine) Quit(limit time.Duration) error {
+	return m.end(limit, "SIGTERM", "It may have to write much, or wait for a disk that does not answer. Its disks are left as they are; when it has ended, go on with the memory that was kept.",
+		unix.SIGTERM, unix.SIGCONT) // the second lets it take the first
+}
+
+func (m *Machine) end(limit time.Duration, how, advice string, signals ...unix.Signal) error {
+	for _, s := range signals {
+		if err := m.signal(s); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("end process %d: %w", m.PID, err)
+		}
 	}
 	m.froze = false
 	fds := []unix.PollFd{{Fd: int32(m.handle), Events: unix.POLLIN}}
@@ -175,8 +188,7 @@ func (m *Machine) End(limit time.Duration) error {
 		case err != nil:
 			return fmt.Errorf("await the end of process %d: %w", m.PID, err)
 		case n == 0:
-			return hint.New(fmt.Sprintf("end process %d", m.PID), fmt.Errorf("it has not ended %v after SIGKILL", limit),
-				"It may hang in the machine's kernel (state D in ps). Its disks are left as they are.")
+			return hint.New(fmt.Sprintf("end process %d", m.PID), fmt.Errorf("it has not ended %v after %s", limit, how), advice)
 		default:
 			return nil
 		}

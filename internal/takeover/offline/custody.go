@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -45,10 +44,11 @@ func (p Place) argument() string {
 // custody is the record of a dead machine's memory that we keep in a file, and of the disks that it belongs to.
 type custody struct {
 	Version int             `json:"version"`
-	Name    string          `json:"name"`    // of the machine
-	PID     int             `json:"pid"`     // of its process, which may have ended
-	Started uint64          `json:"started"` // foreign.Machine.Started of that process
-	Boot    string          `json:"boot"`    // this machine's boot_id (random(4)): PID and Started are of that boot
+	Name    string          `json:"name"`           // of the machine
+	PID     int             `json:"pid"`            // of its process, which may have ended
+	Started uint64          `json:"started"`        // foreign.Machine.Started of that process
+	Quit    bool            `json:"quit,omitempty"` // the process must end in good order, as it has a part of its disks in its own memory
+	Boot    string          `json:"boot"`           // this machine's boot_id (random(4)): PID and Started are of that boot
 	Memory  string          `json:"memory"`
 	Places  []Place         `json:"disks"`
 	Done    []doneDisk      `json:"done,omitempty"` // those that are up to date
@@ -166,7 +166,7 @@ func (a Adoption) Resume(ctx context.Context) (note json.RawMessage, _ *Adopted,
 			return c.Note, nil, hint.New("go on with "+a.Record, err, "The memory of its machine is gone. If it is not wanted any more, remove that record.")
 		}
 	}
-	if err := c.end(endLimit); err != nil {
+	if err := c.end(); err != nil {
 		return c.Note, c.adopted(), err
 	}
 	out, err := a.finish(ctx, c)
@@ -177,7 +177,7 @@ func (a Adoption) Resume(ctx context.Context) (note json.RawMessage, _ *Adopted,
 }
 
 // end ends the machine's process, if PID still is that process.
-func (c *custody) end(limit time.Duration) error {
+func (c *custody) end() error {
 	if boot, err := bootID(); err != nil || boot != c.Boot {
 		return err
 	}
@@ -189,5 +189,13 @@ func (c *custody) end(limit time.Duration) error {
 	if started, err := m.Started(); err != nil || started != c.Started {
 		return nil // likewise: PID is another process by now
 	}
-	return m.End(limit)
+	return c.endOf(m)
+}
+
+// endOf ends the machine.
+func (c *custody) endOf(m *foreign.Machine) error {
+	if c.Quit {
+		return m.Quit(quitLimit)
+	}
+	return m.End(endLimit)
 }

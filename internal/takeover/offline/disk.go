@@ -25,7 +25,6 @@ import (
 
 	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/disk"
-	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/partition"
 	"understudy.dev/understudy/internal/takeover"
@@ -42,7 +41,7 @@ type Identity struct {
 
 // Disk is a disk that we have claimed, with what an earlier run may have left of its work.
 type Disk struct {
-	*fence.Claim
+	*hold
 	Size int64     // of the selected part, in bytes
 	area disk.Area // the selected part
 	path string    // absolute
@@ -60,7 +59,7 @@ func Open(path string, where disk.Where, work string) (*Disk, error) {
 }
 
 // open is Open for a disk that may be claimed already.
-func open(path string, where disk.Where, work string, claim *fence.Claim) (*Disk, error) {
+func open(path string, where disk.Where, work string, held *hold) (*Disk, error) {
 	d := &Disk{}
 	var err error
 	if d.path, err = filepath.Abs(path); err == nil {
@@ -70,10 +69,10 @@ func open(path string, where disk.Where, work string, claim *fence.Claim) (*Disk
 	if err != nil {
 		return nil, fmt.Errorf("find disk: %w", err)
 	}
-	if claim != nil {
-		d.Claim, err = claim.Share()
+	if held != nil {
+		d.hold, err = held.share()
 	} else {
-		d.Claim, err = fence.Take(d.path)
+		d.hold, err = take(d.path)
 	}
 	if err != nil {
 		return nil, err

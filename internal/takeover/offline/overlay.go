@@ -75,7 +75,7 @@ func (d *Disk) view() string {
 
 // backing describes the selected part of the disk to QEMU.
 func (d *Disk) backing() partition.Backing {
-	return partition.Backing{Image: d.path, At: d.area.At, Extents: filepath.Join(d.work, extentsName)}
+	return partition.Backing{Image: d.raw, At: d.area.At, Extents: filepath.Join(d.work, extentsName)}
 }
 
 // seal checks that the overlay is sound, and makes it durable.
@@ -110,7 +110,7 @@ func (d *Disk) roomFor(n int64) error {
 	}
 	var disk unix.Stat_t
 	var place unix.Statfs_t
-	if err := errors.Join(unix.Fstat(int(d.Fd()), &disk), unix.Fstatfs(int(d.Fd()), &place)); err != nil {
+	if err := errors.Join(unix.Fstat(int(d.Fd()), &disk), unix.Statfs(d.path, &place)); err != nil {
 		return fmt.Errorf("look for room: %w", err)
 	}
 	if d.area.Whole() { // only holes of the image need room, and the holes may be in other parts

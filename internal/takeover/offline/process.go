@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"understudy.dev/understudy/dead/inventory"
+	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/live/device"
@@ -21,6 +21,7 @@ import (
 	"understudy.dev/understudy/internal/live/foreign"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/partition"
+	"understudy.dev/understudy/internal/live/qcow2"
 	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
@@ -79,8 +80,12 @@ var (
 	errHeld = errors.New("the process has its disks open")
 )
 
-// endLimit is how long a process may take to be gone after it was killed.
-const endLimit = 30 * time.Second
+// endLimit is how long a process may take to be gone after it was killed, and quitLimit how long QEMU may take to write what it
+// has of its images in its own memory, and to end.
+const (
+	endLimit  = 30 * time.Second
+	quitLimit = 5 * time.Minute
+)
 
 // Run freezes the process, copies its memory to a file, ends the process, and brings up to date each file
 // system of its disks that the dead kernel had mounted, as the function Run does. Until the process is
@@ -105,7 +110,7 @@ func (a Adoption) Run(ctx context.Context, m *foreign.Machine) (*Adopted, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := m.End(endLimit); err != nil { // it may still end: the file may then be all that is left
+	if err := c.endOf(m); err != nil { // it may still end: the file may then be all that is left
 		return c.adopted(), err
 	}
 	return a.finish(ctx, c)
@@ -228,6 +233,13 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types [
 		return nil, hint.New("salvage a running machine", errRuns, "Nothing was touched, and it goes on. If it hangs and will not come back, say so with --hung.")
 	}
 	// If Absent fails, we go on: a dead machine's data is not to be lost because this could not be found out.
+	for _, d := range disks {
+		if c.Quit = c.Quit || d.Format == qcow2.Format; c.Quit {
+			if err := stopped(memory.Kernel); err != nil {
+				return nil, err
+			}
+		}
+	}
 	if absent, _ := memory.Kernel.Absent(); len(absent) > 0 {
 		return nil, hint.New("copy a machine's memory", fmt.Errorf("its kernel has hotplugged memory, which the file would lack: %v", absent),
 			"Nothing was touched. Have QEMU dump all of it (dump-guest-memory, or virsh dump --memory-only), and use that file.")
@@ -269,6 +281,27 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types [
 	return types, nil
 }
 
+// stopped checks that a kernel does not go on if its QEMU does, for the moment that it takes QEMU to end in good order: it is in
+// panic, and has stopped its other CPUs.
+func stopped(k *kernel.Kernel) error {
+	_, panicked, err := k.PanicCPU()
+	online := 0
+	if err == nil && panicked {
+		online, err = k.OnlineCPUs()
+	}
+	switch {
+	case err == nil && !panicked:
+		err = errRuns
+	case err == nil && online != 1:
+		err = fmt.Errorf("its kernel is in panic, but %d of its CPUs have not stopped", online)
+	}
+	if err != nil {
+		return hint.New("end a machine with a qcow2 image", err, "Nothing was touched. QEMU has a part of such an image in its own memory, which it writes when it ends; and what the machine itself wrote meanwhile would be newer than its memory. "+
+			"If the kernel has only just panicked, try again. Otherwise save its memory (understudy salvage save), end QEMU in good order (quit, in its monitor), and apply the memory to the image.")
+	}
+	return nil
+}
+
 // idle reports whether nothing of a file system waits to be written.
 func idle(f *inventory.FileSystem) bool {
 	found := f.Find(inventory.Query{Accept: func(string) bool { return true }})
@@ -292,9 +325,11 @@ func identified(disks []foreign.Disk) (map[pagecache.UUID]Place, []disk.Unusable
 	on := make(map[pagecache.UUID]Place)
 	var unusable []disk.Unusable
 	for _, d := range disks {
-		if d.Format != "raw" {
+		if is, err := qcow2.Is(d.Path); err != nil {
+			return nil, nil, err
+		} else if d.Format != "raw" && !is {
 			return nil, nil, hint.New("open disk "+d.Path, fmt.Errorf("it is a %s image", d.Format),
-				"Only raw images and block devices can be written to. Save its memory (understudy salvage save), end QEMU in good order (quit, in its monitor), convert the image (qemu-img convert -O raw), and apply the memory to that.")
+				"Only raw and qcow2 images and block devices can be written to. Save its memory (understudy salvage save), end QEMU in good order (quit, in its monitor), convert the image (qemu-img convert -O raw), and apply the memory to that.")
 		}
 		found, not, err := places(d.Path)
 		if err != nil {
@@ -312,31 +347,18 @@ func identified(disks []foreign.Disk) (map[pagecache.UUID]Place, []disk.Unusable
 	return on, unusable, nil
 }
 
-// openSized opens a disk for reading, and returns its size in bytes. It does not claim the disk.
-func openSized(path string) (*os.File, int64, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, 0, err
-	}
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return nil, 0, errors.Join(fmt.Errorf("open disk %s: %w", path, err), f.Close())
-	}
-	return f, size, nil
-}
-
 // places finds the file systems on a disk: one on the whole disk, or those of its partitions and linear logical volumes. It
 // also returns what of LVM there is besides.
 func places(path string) (map[Place]pagecache.UUID, []disk.Unusable, error) {
-	f, size, err := openSized(path)
+	f, err := look(path)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer f.Close()
 	found := make(map[Place]pagecache.UUID)
-	look := func(a disk.Area) error {
+	identify := func(a disk.Area) error {
 		p := Place{path, a.Where}
-		fs, err := salvage.Identify(device.Section{Direct: device.Direct{File: f}, At: a.At})
+		fs, err := salvage.Identify(device.Section{Direct: device.Direct{File: f.File}, At: a.At})
 		switch {
 		case errors.Is(err, salvage.ErrNoFileSystem):
 			return nil
@@ -346,15 +368,15 @@ func places(path string) (map[Place]pagecache.UUID, []disk.Unusable, error) {
 		found[p] = fs.UUID
 		return nil
 	}
-	if err := look(disk.Area{At: []disk.Stretch{{Len: size}}}); err != nil || len(found) > 0 {
+	if err := identify(disk.Area{At: []disk.Stretch{{Len: f.size}}}); err != nil || len(found) > 0 {
 		return found, nil, err
 	}
-	areas, unusable, err := disk.Areas(f, size)
+	areas, unusable, err := disk.Areas(f, f.size)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open disk %s: %w", path, err)
 	}
 	for _, a := range areas {
-		if err := look(a); err != nil {
+		if err := identify(a); err != nil {
 			return nil, nil, err
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 
 	"understudy.dev/understudy/dead/salvage"
-	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/hint"
 )
 
@@ -32,7 +31,7 @@ func (a *Adoption) finish(ctx context.Context, c *custody) (*Adopted, error) {
 // apply brings each file system up to date. If one of them fails, it goes on with the others.
 // All disks are claimed first, so that nobody can start the machine again meanwhile.
 func (a *Adoption) apply(ctx context.Context, c *custody, out *Adopted) (err error) {
-	claims := make(map[string]*fence.Claim)
+	claims := make(map[string]*hold)
 	defer func() {
 		for _, held := range claims {
 			err = errors.Join(err, held.Close())
@@ -42,7 +41,7 @@ func (a *Adoption) apply(ctx context.Context, c *custody, out *Adopted) (err err
 		if _, done := c.done(p); done || claims[p.Path] != nil {
 			continue
 		}
-		claim, err := fence.Take(p.Path)
+		claim, err := take(p.Path)
 		if err != nil {
 			return c.keep(p, err)
 		}
@@ -60,7 +59,7 @@ func (a *Adoption) apply(ctx context.Context, c *custody, out *Adopted) (err err
 			continue
 		}
 		o := a.Options
-		o.Image, o.Disk, o.Where, o.claim = c.Memory, p.Path, p.Where, claims[p.Path]
+		o.Image, o.Disk, o.Where, o.held = c.Memory, p.Path, p.Where, claims[p.Path]
 		var r *Report
 		if o.Work, err = a.workFor(p.Path); err == nil {
 			r, err = run(ctx, o)

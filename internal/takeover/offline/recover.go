@@ -270,12 +270,12 @@ func seen(d *supervisor.RecordDisk) error {
 	if d.Volume == "" {
 		return fmt.Errorf("it lies on %s, which only a guest sees through", strings.Join(d.Layers, " and "))
 	}
-	f, size, err := openSized(d.Image)
+	f, err := look(d.Image)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	_, err = disk.At(f, size, whereOf(d))
+	_, err = disk.At(f, f.size, whereOf(d))
 	return err
 }
 

@@ -19,7 +19,6 @@ import (
 	"understudy.dev/understudy/dead/salvage"
 	"understudy.dev/understudy/internal/live/dirs"
 	"understudy.dev/understudy/internal/live/disk"
-	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/guest"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/pair"
@@ -54,8 +53,8 @@ type Options struct {
 	handedOver *handOver
 	// print asks for Report.print.
 	print bool
-	// claim is the claim on Disk, if there is one already. It is left open.
-	claim *fence.Claim
+	// held is Disk, if it is claimed already. It is left open.
+	held *hold
 }
 
 // application is one run of salvage apply.
@@ -131,7 +130,7 @@ func (a *application) run(ctx context.Context) (err error) {
 	if a.Mount != "" {
 		return a.mounted(ctx)
 	}
-	if a.target, err = open(a.Disk, a.Where, a.Work, a.claim); err != nil {
+	if a.target, err = open(a.Disk, a.Where, a.Work, a.held); err != nil {
 		return err
 	}
 	a.target.forget = a.Forget

@@ -33,17 +33,17 @@ func Settle(ctx context.Context, path, work string) ([]*Report, error) {
 
 // unsettled returns the parts of a disk that are in between.
 func unsettled(path string) (parts []disk.Where, err error) {
-	f, size, err := openSized(path)
+	f, err := look(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	areas, _, err := disk.Areas(f, size)
+	areas, _, err := disk.Areas(f, f.size)
 	if err != nil { // the table cannot be read: only the whole disk is looked at
-		areas = []disk.Area{{At: []disk.Stretch{{Len: size}}}}
+		areas = []disk.Area{{At: []disk.Stretch{{Len: f.size}}}}
 	}
 	for _, a := range areas {
-		is, err := InBetween(device.Section{Direct: device.Direct{File: f}, At: a.At})
+		is, err := InBetween(device.Section{Direct: device.Direct{File: f.File}, At: a.At})
 		if err != nil {
 			return nil, err
 		}

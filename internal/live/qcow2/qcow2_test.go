@@ -1,0 +1,220 @@
+package qcow2
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// imageOf makes a qcow2 image of 8 MiB with random bytes in the middle, and returns them with their offset.
+func imageOf(t *testing.T, dir string) (path string, content []byte, off int64) {
+	t.Helper()
+	for _, p := range []string{"qemu-img", daemonName} {
+		if _, err := exec.LookPath(p); err != nil {
+			t.Skip(err)
+		}
+	}
+	content, off = make([]byte, 1<<20), 3<<20
+	rand.NewChaCha8([32]byte{}).Read(content)
+	raw := filepath.Join(dir, "raw")
+	f, err := os.Create(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt(content, off)
+	if err = errors.Join(err, f.Truncate(8<<20), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(dir, "an image, of a \"disk\"")
+	tool(t, "convert", "-O", "qcow2", raw, path)
+	return path, content, off
+}
+
+func tool(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("qemu-img", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("qemu-img %v: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+// TestOpen: what an image has is in the file; what is written to the file is in the image, and what is synced is even if
+// this process is killed; others are kept from writing meanwhile, and nothing is left behind.
+func TestOpen(t *testing.T) {
+	dir, temp := t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", temp)
+	path, content, off := imageOf(t, dir)
+	if is, err := Is(path); !is || err != nil {
+		t.Fatalf("it is no qcow2 image: %v", err)
+	}
+	d, err := Open(path, true)
+	if err != nil {
+		t.Skip(err) // there is no FUSE here
+	}
+	f, err := os.OpenFile(d.Path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 8<<20)
+	want := make([]byte, 8<<20)
+	copy(want[off:], content)
+	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("it has other bytes: %v", err)
+	}
+	if size, err := f.Seek(0, io.SeekEnd); err != nil || size != 8<<20 {
+		t.Errorf("it has %d bytes, %v", size, err)
+	}
+	if other, err := Open(path, true); err == nil || !strings.Contains(err.Error(), "lock") {
+		t.Errorf("opened twice: %v, %v", other, err)
+	}
+	reader, err := Open(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(reader.Path); err != nil || !bytes.Equal(b, want) {
+		t.Errorf("read meanwhile: %v", err)
+	}
+	if err := os.WriteFile(reader.Path, []byte("x"), 0); err == nil {
+		t.Error("what is only read can be written to")
+	}
+	if err := reader.Close(); err != nil {
+		t.Error(err)
+	}
+	copy(want[6<<20:], content[:70000])
+	_, err = f.WriteAt(content[:70000], 6<<20)
+	if err = errors.Join(err, f.Close(), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	raw := filepath.Join(dir, "raw")
+	tool(t, "check", path)
+	tool(t, "convert", "-O", "raw", path, raw)
+	if b, err := os.ReadFile(raw); err != nil || !bytes.Equal(b, want) {
+		t.Errorf("the image has other bytes: %v", err)
+	}
+	if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestKilled: if this process is killed, the daemon writes what it has and ends.
+func TestKilled(t *testing.T) {
+	if path := os.Getenv("UNDERSTUDY_QCOW2"); path != "" {
+		d, err := Open(path, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path+".shown", []byte(d.Path), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		select {}
+	}
+	dir := t.TempDir()
+	path, content, _ := imageOf(t, dir)
+	cmd := exec.Command(os.Args[0], "-test.run", "^TestKilled$")
+	cmd.Env = append(os.Environ(), "UNDERSTUDY_QCOW2="+path, "TMPDIR="+dir)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = cmd.Wait() }()
+	var shown []byte
+	for len(shown) == 0 {
+		select {
+		case <-ended:
+			t.Skip("there is no FUSE here")
+		case <-time.After(10 * time.Millisecond):
+			shown, _ = os.ReadFile(path + ".shown") // it is not there yet
+		}
+	}
+	f, err := os.OpenFile(string(shown), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt(content, 0)
+	if err = errors.Join(err, f.Close(), cmd.Process.Kill()); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		d, err := Open(path, true)
+		if err == nil {
+			b, err := os.ReadFile(d.Path)
+			if err = errors.Join(err, d.Close()); err != nil || !bytes.Equal(b[:len(content)], content) {
+				t.Errorf("%v: what was written is not there", err)
+			}
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(string(shown), &st); err != nil || st.Type == unix.FUSE_SUPER_MAGIC {
+		t.Errorf("it is still mounted: %v", err)
+	}
+}
+
+// header is a header of version 3 without anything special.
+func header() []byte {
+	b := make([]byte, headerLen)
+	copy(b, Magic)
+	binary.BigEndian.PutUint32(b[atVersion:], newV3)
+	return b
+}
+
+// TestCheck: an image that is not all that there is of its disk, or that is damaged, is refused.
+func TestCheck(t *testing.T) {
+	with := func(at int, v byte) []byte { b := header(); b[at] = v; return b }
+	for _, tt := range []struct {
+		name   string
+		header []byte
+		want   string // empty if it is good
+	}{
+		{"plain", header(), ""},
+		{"version 2", with(atVersion+3, 2), ""},
+		{"version 4", with(atVersion+3, 4), "version 4"},
+		{"backing file", with(atBacking+7, 200), "backing file"},
+		{"encrypted", with(atCrypt+3, 2), "encrypted"},
+		{"dirty", with(atFeatures+7, dirtyBit), ""},
+		{"corrupt", with(atFeatures+7, corruptBit), "marked as corrupt"},
+		{"external data", with(atFeatures+7, externalBit), "external data file"},
+		{"something new", with(atFeatures, 1), "unknown features: 0x100000000000000"},
+	} {
+		path := filepath.Join(t.TempDir(), "image")
+		if err := os.WriteFile(path, tt.header, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := Check(path); tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
+		}
+	}
+	short := filepath.Join(t.TempDir(), "short")
+	if err := os.WriteFile(short, []byte(Magic), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Check(short); err == nil {
+		t.Error("a header that is cut off is good")
+	}
+}
+
+// FuzzCheck: no image that refers to another file is good, whatever else its header says.
+func FuzzCheck(f *testing.F) {
+	f.Add(header())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		b = append(b, make([]byte, headerLen)...)[:headerLen]
+		if check(b) == nil && (binary.BigEndian.Uint64(b[atBacking:]) != 0 || b[atVersion+3] >= newV3 && b[atFeatures+7]&externalBit != 0) {
+			t.Errorf("%x", b)
+		}
+	})
+}

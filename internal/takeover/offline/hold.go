@@ -1,0 +1,106 @@
+package offline
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"understudy.dev/understudy/internal/live/fence"
+	"understudy.dev/understudy/internal/live/qcow2"
+)
+
+// hold is a disk that nobody else uses: a raw image, a block device, or what a qcow2 image shows.
+type hold struct {
+	*fence.Claim // of the raw file or the device
+
+	raw   string      // the path of that
+	qcow2 bool        // it is shown by a qcow2 image
+	shown *qcow2.Disk // what shows it; nil in another hold that shares it
+}
+
+// take claims a disk.
+func take(path string) (*hold, error) {
+	c, err := fence.Take(path)
+	if err != nil {
+		return nil, err
+	}
+	is, err := qcow2.Is(path)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	h := &hold{Claim: c, raw: path, qcow2: is}
+	if !is {
+		return h, nil
+	}
+	if err := c.Close(); err != nil { // from here on QEMU's lock is that of the daemon
+		return nil, err
+	}
+	if h.shown, err = qcow2.Open(path, true); err != nil {
+		return nil, err
+	}
+	h.raw = h.shown.Path
+	if h.Claim, err = fence.Take(h.raw); err != nil {
+		return nil, errors.Join(err, h.shown.Close())
+	}
+	return h, nil
+}
+
+// share returns another hold of the same disk, to be closed before this one.
+func (h *hold) share() (*hold, error) {
+	c, err := h.Claim.Share()
+	if err != nil {
+		return nil, err
+	}
+	return &hold{Claim: c, raw: h.raw, qcow2: h.qcow2}, nil
+}
+
+// Close releases the disk. What was written to a qcow2 image is in it then.
+func (h *hold) Close() error {
+	err := h.Claim.Close()
+	if h.shown != nil {
+		err = errors.Join(err, h.shown.Close())
+	}
+	return err
+}
+
+// view is a disk that is only read. Others may use it.
+type view struct {
+	*os.File
+	size  int64 // bytes
+	shown *qcow2.Disk
+}
+
+// look opens a disk for reading.
+func look(path string) (*view, error) {
+	is, err := qcow2.Is(path)
+	if err != nil {
+		return nil, fmt.Errorf("open disk: %w", err)
+	}
+	v := &view{}
+	if is {
+		if v.shown, err = qcow2.Open(path, false); err != nil {
+			return nil, err
+		}
+		path = v.shown.Path
+	}
+	if v.File, err = os.Open(path); err == nil {
+		v.size, err = v.Seek(0, io.SeekEnd)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open disk %s: %w", path, err), v.Close())
+	}
+	return v, nil
+}
+
+// Close closes the disk.
+func (v *view) Close() error {
+	var errs []error
+	if v.File != nil {
+		errs = append(errs, v.File.Close())
+	}
+	if v.shown != nil {
+		errs = append(errs, v.shown.Close())
+	}
+	return errors.Join(errs...)
+}
