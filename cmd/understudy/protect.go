@@ -127,7 +127,7 @@ func settle(pair string, log io.Writer) func(ctx context.Context, disk string) e
 		if err != nil {
 			return err
 		}
-		reports, err := offline.Settle(ctx, disk, work)
+		reports, err := offline.Settle(ctx, disk, work, offline.Source{Raw: true})
 		for _, r := range reports {
 			err = errors.Join(err, writeApplied(log, r))
 			if why := applyVerdict(r); why != nil { // the memory that might have had more is gone

@@ -27,7 +27,7 @@ func applyCommand() *cobra.Command {
 		Short: "Write what a dead kernel had not saved to its disk",
 		Long: `Write what a dead kernel had not saved to its disk.
 
-DISK is a raw image or a block device with one of the file systems that the dead
+DISK is a raw or qcow2 image or a block device with one of the file systems that the dead
 kernel had mounted, as the crash left it. If it must be mounted for that, a small guest
 does, and never this machine's own kernel. Everything goes beside DISK first, and to it
 when all of it is there: until then DISK stays as it was, to the
@@ -64,8 +64,9 @@ machine had mounted from it. The file is removed if all of it is on the disks.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.Disk, "disk", "", "write to this `DISK`: a raw image or a block device")
+	f.StringVar(&o.Disk, "disk", "", "write to this `DISK`: a raw or qcow2 image, or a block device")
 	whereFlags(f, &o.Where, "the file system", "it begins with DISK")
+	backingFlag(f, &o.Source)
 	f.StringVar(&o.Work, "work", "", "keep the overlay in this `DIR`, on no tmpfs, until it is committed; default: beside DISK (with --mount: the data to be written, in TMPDIR)")
 	f.StringVar(&o.FS, "fs", "", "the file system of DISK in IMAGE, if several have its UUID: a device (vda)")
 	f.StringVar(&o.Guest, "guest", "", "have a guest do the work, with the kernel in this `DIR`, which has boot/vmlinuz and lib/modules/RELEASE; default: what setup has fetched, and only if a guest is needed")
@@ -83,12 +84,12 @@ machine had mounted from it. The file is removed if all of it is on the disks.`,
 		cmd.MarkFlagsMutuallyExclusive("finish", other)
 	}
 	cmd.MarkFlagsOneRequired("disk", "mount", "pid", "libvirt")
-	for _, other := range []string{"disk", "guest", "partition", "lvm"} {
+	for _, other := range []string{"disk", "guest", "partition", "lvm", "backing"} {
 		cmd.MarkFlagsMutuallyExclusive("mount", other)
 	}
 	cmd.MarkFlagsMutuallyExclusive("partition", "lvm")
 	for _, of := range []string{"pid", "libvirt"} {
-		for _, other := range []string{"disk", "mount", "fs", "dry-run", "partition", "lvm"} {
+		for _, other := range []string{"disk", "mount", "fs", "dry-run", "partition", "lvm", "backing"} {
 			cmd.MarkFlagsMutuallyExclusive(of, other)
 		}
 	}
@@ -99,6 +100,11 @@ machine had mounted from it. The file is removed if all of it is on the disks.`,
 func whereFlags(f *pflag.FlagSet, w *disk.Where, what, otherwise string) {
 	f.IntVar(&w.Part, "partition", 0, fmt.Sprintf("`N`: %s is in partition N; default: %s", what, otherwise))
 	f.StringVar(&w.Volume, "lvm", "", fmt.Sprintf("`GROUP/NAME`: %s is in this linear logical volume, whose volume group has only this disk", what))
+}
+
+// backingFlag adds the option that names backing files.
+func backingFlag(f *pflag.FlagSet, s *offline.Source) {
+	f.StringArrayVar(&s.Backing, "backing", nil, "`FILE` is the backing file that a qcow2 image says it has; may be given for each")
 }
 
 // tellApplied prints a report, and returns its verdict.
@@ -112,7 +118,7 @@ func tellApplied(cmd *cobra.Command, r *offline.Report, asJSON bool) error {
 
 // finishCommits finishes interrupted commits to a disk.
 func finishCommits(cmd *cobra.Command, o *offline.Options, asJSON bool) error {
-	reports, err := offline.Settle(cmd.Context(), o.Disk, o.Work)
+	reports, err := offline.Settle(cmd.Context(), o.Disk, o.Work, o.Source)
 	if err == nil && len(reports) == 0 {
 		return fmt.Errorf("disk %s: no commit to it was broken off, so there is none to finish", o.Disk)
 	}

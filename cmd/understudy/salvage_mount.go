@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,19 +15,21 @@ import (
 	"understudy.dev/understudy/dead/inventory"
 	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/disk"
+	"understudy.dev/understudy/internal/takeover/offline"
 )
 
 func mountCommand() *cobra.Command {
 	var s selection
 	var asJSON, unsaved, others bool
 	var disks []string
+	var from offline.Source
 	cmd := &cobra.Command{
 		Use:   "mount IMAGE... DIR",
 		Short: "Show the files in a dead kernel's memory as a read-only file system",
 		Long: `Show the files in a dead kernel's memory as a read-only file system, until it is
 unmounted or the command is interrupted. A file is at DIR/DEVICE/PATH. What memory
 does not hold of it reads as an I/O error, never as zeros, unless --disk has it:
-the disk image as the crash left it, raw, of ext2, ext3 or ext4. Both together give
+the disk image as the crash left it, raw or qcow2, with ext2, ext3 or ext4. Both together give
 every cached file in full, as the dead kernel saw it.`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -39,7 +40,7 @@ every cached file in full, as the dead kernel saw it.`,
 				return err
 			}
 			defer c.close()
-			behind, shut, err := c.backings(disks)
+			behind, shut, err := c.backings(disks, from)
 			defer shut()
 			if err != nil {
 				return err
@@ -65,6 +66,7 @@ every cached file in full, as the dead kernel saw it.`,
 	s.flags(cmd)
 	cmd.Flags().BoolVar(&unsaved, "unsaved", false, "show only files of which something is unsaved")
 	cmd.Flags().BoolVar(&others, "allow-other", false, "let other users look, too, as the modes of files say")
+	backingFlag(cmd.Flags(), &from)
 	cmd.Flags().StringArrayVar(&disks, "disk", nil, "fill what is not in memory from this `IMAGE`, its partitions and linear logical volumes; may be given for each disk")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print what is mounted for programs")
 	return cmd
@@ -91,11 +93,11 @@ func (c *chosen) mount(dir string, behind map[*inventory.FileSystem]*inventory.B
 
 // backings opens what is behind the files of each file system. Each of disks is for the
 // file system whose UUID it has.
-func (c *chosen) backings(disks []string) (map[*inventory.FileSystem]*inventory.Backing, func(), error) {
-	var open []*os.File
+func (c *chosen) backings(disks []string, from offline.Source) (map[*inventory.FileSystem]*inventory.Backing, func(), error) {
+	var open []*offline.View
 	shut := func() {
 		for _, f := range open {
-			f.Close()
+			_ = f.Close() // nothing was written
 		}
 	}
 	behind := make(map[*inventory.FileSystem]*inventory.Backing)
@@ -103,9 +105,9 @@ func (c *chosen) backings(disks []string) (map[*inventory.FileSystem]*inventory.
 		behind[l.FileSystem], _ = l.Backing(nil) // cannot fail without a disk
 	}
 	for _, name := range disks {
-		f, err := os.Open(name)
+		f, err := from.Look(name)
 		if err != nil {
-			return nil, shut, fmt.Errorf("open disk: %w", err)
+			return nil, shut, err
 		}
 		open = append(open, f)
 		if err := c.back(behind, f); err != nil {
@@ -116,16 +118,12 @@ func (c *chosen) backings(disks []string) (map[*inventory.FileSystem]*inventory.
 }
 
 // back opens what a disk has behind the files of each file system: the whole disk, or parts of it.
-func (c *chosen) back(behind map[*inventory.FileSystem]*inventory.Backing, f *os.File) error {
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	parts, _, _ := disk.Areas(f, size) // none, if the partition table is damaged: there may still be a file system at the beginning
+func (c *chosen) back(behind map[*inventory.FileSystem]*inventory.Backing, f *offline.View) error {
+	parts, _, _ := disk.Areas(f, f.Size) // none, if the partition table is damaged: there may still be a file system at the beginning
 	var failed error
 	found := 0
-	for _, p := range append([]disk.Area{{At: []disk.Stretch{{Len: size}}}}, parts...) {
-		on := device.Section{Direct: device.Direct{File: f}, At: p.At}
+	for _, p := range append([]disk.Area{{At: []disk.Stretch{{Len: f.Size}}}}, parts...) {
+		on := device.Section{Direct: device.Direct{File: f.File}, At: p.At}
 		fsys, err := c.whose(on)
 		if err != nil {
 			if failed == nil || errors.Is(failed, errNoExt) {
@@ -144,7 +142,7 @@ func (c *chosen) back(behind map[*inventory.FileSystem]*inventory.Backing, f *os
 	return failed
 }
 
-var errNoExt = errors.New("only raw images can fill holes, with ext2, ext3 or ext4 at their beginning, in a partition or in a linear logical volume")
+var errNoExt = errors.New("only raw and qcow2 images can fill holes, with ext2, ext3 or ext4 at their beginning, in a partition or in a linear logical volume")
 
 // whose returns the file system that is on a disk, or on a part of one.
 func (c *chosen) whose(disk io.ReaderAt) (*inventory.FileSystem, error) {

@@ -104,10 +104,10 @@ func TestMountWithDisk(t *testing.T) {
 			device := make(map[string]string)
 			for i, d := range image.Disks {
 				path := d.Image
-				if i == 0 && name == "basic" {
+				if i < 2 && name == "basic" {
 					path = filepath.Join(t.TempDir(), "copy.img")
 					copyDisk(t, d.Image, path)
-					path = inVolume(t, path)
+					path = []func(*testing.T, string) string{inVolume, asQcow2}[i](t, path)
 				}
 				args = append(args, "--disk", path)
 			}
@@ -156,7 +156,7 @@ func TestMountWrongDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for want, off := range map[string]int{"the dead kernel had": 0x68, "mounted or checked since": 0x34, "mounted since": 0x2c, "only raw images can fill holes": 0x38} {
+	for want, off := range map[string]int{"the dead kernel had": 0x68, "mounted or checked since": 0x34, "mounted since": 0x2c, "only raw and qcow2 images can fill holes": 0x38} {
 		changed := filepath.Join(t.TempDir(), "disk")
 		disk[ext4.SuperOffset+off]++
 		if err := os.WriteFile(changed, disk[:1<<20], 0o600); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -24,9 +25,10 @@ import (
 // memory. The disks are copies, in their own directory.
 type adopted struct {
 	*bench
-	disks []fixture.Disk
-	sums  [][32]byte // of the disks
-	qemu  *exec.Cmd
+	disks   []fixture.Disk
+	sums    [][32]byte // of the disks
+	backing int        // how many backing files they have
+	qemu    *exec.Cmd
 }
 
 // newAdopted starts QEMU with memory as these arguments say, and with what a crash left. With odd, the first file system is
@@ -60,7 +62,9 @@ func newAdopted(t *testing.T, odd bool, arguments ...string) *adopted {
 		case odd && i == 0:
 			d.Image = inVolume(t, d.Image)
 		case odd && i == 1:
-			format, d.Image = "qcow2", asQcow2(t, d.Image)
+			format, d.Image, a.backing = "qcow2", overlayOn(t, asQcow2(t, d.Image)), 1
+		case odd: // QEMU has it as raw: what the guest has written in front of its file system does not make it anything else
+			markAs(t, d.Image, "QFI\xfb\x00\x00\x00\x03")
 		}
 		a.sums = append(a.sums, sumOf(t, d.Image))
 		a.disks = append(a.disks, d)
@@ -86,6 +90,19 @@ func newAdopted(t *testing.T, odd bool, arguments ...string) *adopted {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	return a
+}
+
+// markAs writes something to the beginning of an image.
+func markAs(t *testing.T, image, mark string) {
+	t.Helper()
+	f, err := os.OpenFile(image, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt([]byte(mark), 0)
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (a *adopted) pid() string { return strconv.Itoa(a.qemu.Process.Pid) }
@@ -185,14 +202,18 @@ func (a *adopted) applied(look bool) {
 		}
 	}
 	count := 0
-	for _, dir := range slices.Compact([]string{filepath.Dir(a.disks[0].Image), filepath.Dir(a.disks[1].Image)}) {
+	dirs := make(map[string]bool)
+	for _, d := range a.disks {
+		dirs[filepath.Dir(d.Image)] = true
+	}
+	for dir := range dirs {
 		entries, err := os.ReadDir(dir)
 		if count += len(entries); err != nil {
 			a.t.Error(err)
 		}
 	}
-	if count != len(a.disks) {
-		a.t.Errorf("there are %d files beside %d disks", count, len(a.disks))
+	if want := len(a.disks) + a.backing; count != want {
+		a.t.Errorf("there are %d files in place of %d", count, want)
 	}
 }
 
@@ -218,23 +239,24 @@ func TestAdoptRefused(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "boot/vmlinuz") {
 		t.Errorf("applied without a kernel for its guest: %v: %s", err, out)
 	}
-	// This disk has something that is not a file system instead of one.
-	f, err := os.OpenFile(a.disks[0].Image, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt([]byte("KDMV"), 0); err != nil {
-		t.Fatal(err)
-	}
-	f.Close()
+	a.unchanged()
+	other := filepath.Join(t.TempDir(), "other.vmdk")
+	checked(t, "qemu-img", "create", "-q", "-f", "vmdk", other, "1M")
+	a = newAdopted(t, false, "-machine", "q35", "-drive", "format=vmdk,if=virtio,file="+other)
 	out, err = a.understudy("apply", "--end")
 	if err == nil || !strings.Contains(err.Error(), "vmdk") || !strings.Contains(err.Error(), "qemu-img convert") {
 		t.Errorf("a vmdk image: %v: %s", err, out)
 	}
+	a.unchanged()
+}
+
+// unchanged checks that the process goes on, and that nothing is left beside its disks.
+func (a *adopted) unchanged() {
+	a.t.Helper()
 	if s := a.state(); s == "T" || s == "Z" || s == "" {
-		t.Errorf("the process was left in state %q", s)
+		a.t.Errorf("the process was left in state %q", s)
 	}
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(a.disks[0].Image), "*.memory")); len(left) > 0 {
-		t.Errorf("left %v", left)
+		a.t.Errorf("left %v", left)
 	}
 }

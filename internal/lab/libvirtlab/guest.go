@@ -104,6 +104,11 @@ func (h *Host) Guest(name string, memory Memory, format string) *Guest {
 		if format != d.Format {
 			d = d.Convert(h.t, format)
 		}
+		if format == "qcow2" && i == 0 { // as a guest made from a cloud image has it
+			base := d.Path
+			d.Path = base + ".overlay"
+			h.here("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, d.Path)
+		}
 		fmt.Fprintf(&disks, "<disk type='file' device='disk'><driver name='qemu' type='%s'/><source file='%s'/><target dev='vd%c'/></disk>\n", d.Format, d.Path, 'a'+i)
 	}
 	g.xml = fmt.Sprintf(domainXML, name, memory, own, initrd, hold.Parameters(), disks.String(), g.console())

@@ -32,7 +32,7 @@ func (m *Machine) Disks() ([]Disk, error) {
 		return nil, err
 	}
 	var out []Disk
-	flash := m.flash()
+	flash, raw := m.flash(), m.files(rawFiles(m.args))
 	for _, fd := range fds {
 		path, err := os.Readlink(fd)
 		if err != nil || !filepath.IsAbs(path) || path == mem.path {
@@ -44,11 +44,29 @@ func (m *Machine) Disks() ([]Disk, error) {
 		if seen := slices.ContainsFunc(out, func(d Disk) bool { return d.Path == path }); seen {
 			continue
 		}
-		if disk, ok := diskAt(fd, path, flash); ok {
-			out = append(out, disk)
+		disk, ok := diskAt(fd, path, flash)
+		if !ok {
+			continue
 		}
+		if st, err := os.Stat(fd); err == nil && slices.ContainsFunc(raw, func(f os.FileInfo) bool { return same(f, st) }) {
+			disk.Format = "raw"
+		}
+		out = append(out, disk)
 	}
 	return out, nil
+}
+
+// OpenFiles returns the regular files that it has open, whether for writing or not.
+func (m *Machine) OpenFiles() (paths []string) {
+	fds, _ := filepath.Glob(m.proc("fd/[0-9]*")) // the pattern is well-formed
+	for _, fd := range fds {
+		path, err := os.Readlink(fd)
+		st, bad := os.Stat(fd)
+		if err == nil && bad == nil && st.Mode().IsRegular() && filepath.IsAbs(path) && !slices.Contains(paths, path) {
+			paths = append(paths, path)
+		}
+	}
+	return paths
 }
 
 // diskAt returns the disk behind a descriptor, if it is a disk, and if its path leads to it from

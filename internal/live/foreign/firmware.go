@@ -10,18 +10,55 @@ import (
 // node is what a command line says of a block device node: it is a file, or a format over another
 // node.
 type node struct {
+	driver   string
 	filename string
 	file     string // name of the node below
 }
 
 // flash are the files of the machine's flash memory, as far as they exist.
 func (m *Machine) flash() (files []os.FileInfo) {
-	for _, path := range flash(m.args) {
+	return m.files(flash(m.args))
+}
+
+// files are those of paths on its command line that exist.
+func (m *Machine) files(paths []string) (files []os.FileInfo) {
+	for _, path := range paths {
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(m.proc("cwd"), path)
 		}
 		if st, err := os.Stat(path); err == nil {
 			files = append(files, st)
+		}
+	}
+	return files
+}
+
+// rawFiles are the files that a command line says are raw images, so that their content, which is the guest's, is not asked: -drive
+// file=FILE,format=raw, a -blockdev of the driver raw, and one of a file that no other is over.
+func rawFiles(args []string) (files []string) {
+	nodes := make(map[string]node)
+	over := make(map[string]bool)
+	var names []string
+	for i, a := range args[:max(0, len(args)-1)] {
+		switch strings.Replace(a, "--", "-", 1) {
+		case "-drive":
+			if o := suboptions(args[i+1]); o["format"] == "raw" || o["driver"] == "raw" {
+				files = append(files, o["file"]+o["file.filename"])
+			}
+		case "-blockdev":
+			name, n := blockdev(args[i+1])
+			nodes[name], over[n.file] = n, true
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
+		n := nodes[name]
+		if n.driver == "raw" && n.filename == "" {
+			n.filename = nodes[n.file].filename
+		}
+		file := (n.driver == "file" || n.driver == "host_device") && !over[name]
+		if n.filename != "" && (n.driver == "raw" || file) {
+			files = append(files, n.filename)
 		}
 	}
 	return files
@@ -78,10 +115,11 @@ func suboptions(s string) map[string]string {
 func blockdev(s string) (string, node) {
 	if !strings.HasPrefix(s, "{") {
 		o := suboptions(s)
-		return o["node-name"], node{filename: o["filename"] + o["file.filename"], file: o["file"]}
+		return o["node-name"], node{driver: o["driver"], filename: o["filename"] + o["file.filename"], file: o["file"]}
 	}
 	var n struct {
 		Name     string `json:"node-name"`
+		Driver   string
 		Filename string
 		File     json.RawMessage
 	}
@@ -91,7 +129,7 @@ func blockdev(s string) (string, node) {
 	var below struct{ Filename string }
 	var name string
 	if json.Unmarshal(n.File, &below) != nil && json.Unmarshal(n.File, &name) != nil {
-		return n.Name, node{filename: n.Filename}
+		return n.Name, node{driver: n.Driver, filename: n.Filename}
 	}
-	return n.Name, node{filename: n.Filename + below.Filename, file: name}
+	return n.Name, node{driver: n.Driver, filename: n.Filename + below.Filename, file: name}
 }

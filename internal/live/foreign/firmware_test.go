@@ -31,6 +31,24 @@ func TestFlash(t *testing.T) {
 	}
 }
 
+// TestRaw: what a command line says is raw, is.
+func TestRaw(t *testing.T) {
+	for name, c := range map[string]struct {
+		args string
+		want []string
+	}{
+		"drive":         {"-drive file=/a.img,format=raw,if=virtio -drive format=qcow2,file=/b -drive file=/c -hda /d", []string{"/a.img"}},
+		"libvirt":       {`-blockdev {"driver":"file","filename":"/a.img","node-name":"libvirt-1-storage"} -blockdev {"node-name":"libvirt-1-format","driver":"raw","file":"libvirt-1-storage"} -blockdev {"driver":"file","filename":"/b.qcow2","node-name":"libvirt-2-storage"} -blockdev {"node-name":"libvirt-2-format","driver":"qcow2","file":"libvirt-2-storage"}`, []string{"/a.img"}},
+		"no format":     {`-blockdev {"driver":"file","filename":"/a.img","node-name":"libvirt-1-storage"} -blockdev driver=host_device,filename=/dev/x,node-name=d`, []string{"/a.img", "/dev/x"}},
+		"in place":      {`-blockdev {"node-name":"a","driver":"raw","file":{"driver":"file","filename":"/a"}} -blockdev driver=raw,node-name=b,file.driver=file,file.filename=/b -blockdev driver=qcow2,node-name=c,file.driver=file,file.filename=/c`, []string{"/a", "/b"}},
+		"only a filter": {`-blockdev driver=file,filename=/a,node-name=f -blockdev driver=throttle,file=f,node-name=t`, nil},
+	} {
+		if got := rawFiles(strings.Fields(c.args)); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
 // TestFlashIsNoDisk: flash memory is recognized by its file, whatever name the command line has for it.
 func TestFlashIsNoDisk(t *testing.T) {
 	dir := t.TempDir()

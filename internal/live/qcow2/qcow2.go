@@ -2,8 +2,8 @@
 //
 // # Caveats
 //
-// Whether an image is qcow2 is told by its content, which the guest has written if the image is raw: so an image that
-// refers to other files is refused. All that a wrong guess can reach is the image itself.
+// Whether an image is qcow2 is told by its content, which the guest has written if the image is raw: so other files that an
+// image refers to are opened only if the caller has named them.
 package qcow2
 
 import (
@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -36,7 +37,7 @@ const (
 const (
 	headerLen       = 104
 	atVersion       = 4
-	atBacking       = 8
+	atBacking       = 8 // offset and length of the name
 	atCrypt         = 32
 	atFeatures      = 72
 	dirtyBit        = 1 << 0
@@ -46,6 +47,11 @@ const (
 	extendedL2Bit   = 1 << 4
 	understoodBits  = dirtyBit | compressionBit | extendedL2Bit
 	compatV2, newV3 = 2, 3
+	lenV2           = 72 // of the header of version 2; extensions follow it
+	atHeaderLen     = 100
+	backingFormat   = 0xe2792aca // an extension
+	maxName         = 1023
+	maxChain        = 32
 )
 
 // Is reports whether a file is a qcow2 image. A block device is not looked at: it may contain one, but is taken as it is.
@@ -67,21 +73,108 @@ func Is(path string) (bool, error) {
 	return string(b) == Magic, err
 }
 
-// Check checks that the disk in an image can be shown: that the image has all of it, and is not known to be damaged.
-func Check(path string) error {
+// Check checks that the disk in an image can be shown: that the image, with its backing files, has all of it, and is not known
+// to be damaged. A backing file must be among backing.
+func Check(path string, backing []string) error {
+	_, err := chain(path, backing)
+	return err
+}
+
+// chain is Check, and reports whether the image has a backing file.
+func chain(path string, backing []string) (backed bool, err error) {
+	for range maxChain {
+		below, format, err := headerOf(path)
+		if err != nil {
+			return false, hint.New("open image "+path, err, "Make a raw image of it, and name that: qemu-img convert -O raw.")
+		}
+		if below == "" {
+			return backed, nil
+		}
+		backed = true
+		if !named(below, backing) {
+			return false, hint.New("open image "+path, fmt.Errorf("its backing file is said to be %s", below), "If that is so, say --backing "+below+".")
+		}
+		if path = below; format == "raw" {
+			return true, nil
+		}
+	}
+	return false, fmt.Errorf("open image %s: more than %d backing files, one behind the other", path, maxChain)
+}
+
+// named reports whether a path leads to one of the files.
+func named(path string, files []string) bool {
+	st, err := os.Stat(path)
+	return err == nil && slices.ContainsFunc(files, func(f string) bool {
+		other, err := os.Stat(f)
+		return err == nil && os.SameFile(st, other)
+	})
+}
+
+// headerOf checks the header of an image, and returns its backing file, if it has one, with the format of that.
+func headerOf(path string) (backing, format string, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return err
+		return "", "", err
 	}
 	defer f.Close()
 	b := make([]byte, headerLen)
-	if n, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) || n < atFeatures {
-		return fmt.Errorf("read header of %s: %w", path, errors.Join(err, io.ErrUnexpectedEOF))
+	if n, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) || n < lenV2 {
+		return "", "", fmt.Errorf("read header: %w", errors.Join(err, io.ErrUnexpectedEOF))
 	}
 	if err := check(b); err != nil {
-		return hint.New("open image "+path, err, "Make a raw image of it, and name that: qemu-img convert -O raw.")
+		return "", "", err
 	}
-	return nil
+	if backing, format, err = backingOf(b, f); err != nil || backing == "" {
+		return "", "", err
+	}
+	if !filepath.IsAbs(backing) {
+		backing = filepath.Join(filepath.Dir(path), backing)
+	}
+	return backing, format, nil
+}
+
+// backingOf returns the name of the backing file, as the header has it, and its format.
+func backingOf(header []byte, image io.ReaderAt) (name, format string, err error) {
+	be := binary.BigEndian
+	at, n := be.Uint64(header[atBacking:]), be.Uint32(header[atBacking+8:])
+	if at == 0 {
+		return "", "", nil
+	}
+	if n == 0 || n > maxName || at > 1<<30 {
+		return "", "", fmt.Errorf("the name of its backing file makes no sense: %d bytes at %d", n, at)
+	}
+	b := make([]byte, n)
+	if _, err := image.ReadAt(b, int64(at)); err != nil {
+		return "", "", fmt.Errorf("read name of backing file: %w", err)
+	}
+	name = string(b)
+	if before, _, colon := strings.Cut(name, ":"); colon && !strings.Contains(before, "/") {
+		return "", "", fmt.Errorf("its backing file is no local file: %q", name)
+	}
+	next := int64(lenV2)
+	if be.Uint32(header[atVersion:]) >= newV3 {
+		next = int64(be.Uint32(header[atHeaderLen:]))
+	}
+	for range maxChain {
+		var h [8]byte
+		if _, err := image.ReadAt(h[:], next); err != nil {
+			return "", "", fmt.Errorf("read header extension: %w", err)
+		}
+		kind, n := be.Uint32(h[:]), be.Uint32(h[4:])
+		if kind == backingFormat && n < 16 {
+			b := make([]byte, n)
+			_, err := image.ReadAt(b, next+8)
+			if format = string(b); err == nil && format != Format && format != "raw" {
+				err = fmt.Errorf("a backing file of format %q is not supported", format)
+			}
+			return name, format, err
+		}
+		if kind == 0 || n > 1<<20 {
+			break
+		}
+		next += 8 + int64(n+7)&^7
+	}
+	return "", "", fmt.Errorf("it does not say which format its backing file %s has: say so (qemu-img rebase -u -F FORMAT -b %[1]s)", name)
 }
 
 func check(header []byte) error {
@@ -94,8 +187,6 @@ func check(header []byte) error {
 	switch {
 	case version != compatV2 && version != newV3:
 		return fmt.Errorf("version %d of qcow2 is not supported", version)
-	case be.Uint64(header[atBacking:]) != 0:
-		return errors.New("a qcow2 image with a backing file is not supported")
 	case be.Uint32(header[atCrypt:]) != 0:
 		return errors.New("an encrypted qcow2 image is not supported")
 	case features&corruptBit != 0:
@@ -128,10 +219,11 @@ const (
 	endLimit   = 5 * time.Minute
 )
 
-// Open shows the disk in an image. If write is false, the image may be in use by a QEMU: then it is read as it is, without what
+// Open shows the disk in an image, whose backing files must be among backing. If write is false, the image may be in use by a QEMU: then it is read as it is, without what
 // that QEMU has not written yet. Otherwise nobody else may have it, and has it until Close, or until this process has ended.
-func Open(path string, write bool) (_ *Disk, err error) {
-	if err := Check(path); err != nil {
+func Open(path string, write bool, backing []string) (_ *Disk, err error) {
+	backed, err := chain(path, backing)
+	if err != nil {
 		return nil, err
 	}
 	if path, err = filepath.Abs(path); err != nil {
@@ -145,7 +237,7 @@ func Open(path string, write bool) (_ *Disk, err error) {
 	ready := filepath.Join(d.dir, ".ready")
 	err = os.WriteFile(d.Path, nil, 0o600)
 	if err == nil {
-		err = d.start(write, ready)
+		err = d.start(write, backed, ready)
 	}
 	if err == nil {
 		err = d.await(ready)
@@ -161,9 +253,12 @@ func Open(path string, write bool) (_ *Disk, err error) {
 }
 
 // start starts the daemon, which makes the file ready when it has begun.
-func (d *Disk) start(write bool, ready string) error {
+func (d *Disk) start(write, backed bool, ready string) error {
 	file := map[string]any{"driver": "file", "node-name": "file", "filename": d.image, "read-only": !write, "locking": "auto"}
-	disk := map[string]any{"driver": "qcow2", "node-name": "disk", "file": "file", "backing": nil, "read-only": !write}
+	disk := map[string]any{"driver": "qcow2", "node-name": "disk", "file": "file", "read-only": !write}
+	if !backed {
+		disk["backing"] = nil
+	}
 	if write {
 		disk["discard"], file["discard"] = "unmap", "unmap"
 	} else {

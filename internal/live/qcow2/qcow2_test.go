@@ -58,7 +58,7 @@ func TestOpen(t *testing.T) {
 	if is, err := Is(path); !is || err != nil {
 		t.Fatalf("it is no qcow2 image: %v", err)
 	}
-	d, err := Open(path, true)
+	d, err := Open(path, true, nil)
 	if err != nil {
 		t.Skip(err) // there is no FUSE here
 	}
@@ -75,10 +75,10 @@ func TestOpen(t *testing.T) {
 	if size, err := f.Seek(0, io.SeekEnd); err != nil || size != 8<<20 {
 		t.Errorf("it has %d bytes, %v", size, err)
 	}
-	if other, err := Open(path, true); err == nil || !strings.Contains(err.Error(), "lock") {
+	if other, err := Open(path, true, nil); err == nil || !strings.Contains(err.Error(), "lock") {
 		t.Errorf("opened twice: %v, %v", other, err)
 	}
-	reader, err := Open(path, false)
+	reader, err := Open(path, false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestOpen(t *testing.T) {
 // TestKilled: if this process is killed, the daemon writes what it has and ends.
 func TestKilled(t *testing.T) {
 	if path := os.Getenv("UNDERSTUDY_QCOW2"); path != "" {
-		d, err := Open(path, true)
+		d, err := Open(path, true, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +147,7 @@ func TestKilled(t *testing.T) {
 	}
 	<-ended
 	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		d, err := Open(path, true)
+		d, err := Open(path, true, nil)
 		if err == nil {
 			b, err := os.ReadFile(d.Path)
 			if err = errors.Join(err, d.Close()); err != nil || !bytes.Equal(b[:len(content)], content) {
@@ -184,7 +184,6 @@ func TestCheck(t *testing.T) {
 		{"plain", header(), ""},
 		{"version 2", with(atVersion+3, 2), ""},
 		{"version 4", with(atVersion+3, 4), "version 4"},
-		{"backing file", with(atBacking+7, 200), "backing file"},
 		{"encrypted", with(atCrypt+3, 2), "encrypted"},
 		{"dirty", with(atFeatures+7, dirtyBit), ""},
 		{"corrupt", with(atFeatures+7, corruptBit), "marked as corrupt"},
@@ -195,7 +194,7 @@ func TestCheck(t *testing.T) {
 		if err := os.WriteFile(path, tt.header, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := Check(path); tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+		if err := Check(path, nil); tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
 		}
 	}
@@ -203,18 +202,74 @@ func TestCheck(t *testing.T) {
 	if err := os.WriteFile(short, []byte(Magic), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Check(short); err == nil {
+	if err := Check(short, nil); err == nil {
 		t.Error("a header that is cut off is good")
 	}
 }
 
-// FuzzCheck: no image that refers to another file is good, whatever else its header says.
-func FuzzCheck(f *testing.F) {
+// TestBacking: a backing file is opened only if it was named, and if the image says which format it has.
+func TestBacking(t *testing.T) {
+	dir := t.TempDir()
+	base, content, off := imageOf(t, dir)
+	middle, top := filepath.Join(dir, "middle"), filepath.Join(dir, "top")
+	tool(t, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, middle)
+	tool(t, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "middle", top)
+	for _, backing := range [][]string{nil, {middle}, {base}, {top, filepath.Join(dir, "raw")}} {
+		if d, err := Open(top, true, backing); err == nil || !strings.Contains(err.Error(), "say --backing "+dir) {
+			t.Errorf("with %q: %v, %v", backing, d, err)
+		}
+	}
+	d, err := Open(top, true, []string{base, middle})
+	if err != nil {
+		t.Skip(err)
+	}
+	b, err := os.ReadFile(d.Path)
+	if err != nil || !bytes.Equal(b[off:][:len(content)], content) {
+		t.Errorf("it has other bytes: %v", err)
+	}
+	f, err := os.OpenFile(d.Path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := tool(t, "info", "-U", base)
+	_, err = f.WriteAt([]byte("new"), off)
+	if err = errors.Join(err, f.Close(), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if tool(t, "info", base) != before {
+		t.Error("the backing file has changed")
+	}
+	tool(t, "convert", "-O", "raw", top, filepath.Join(dir, "raw"))
+	if b, err := os.ReadFile(filepath.Join(dir, "raw")); err != nil || string(b[off:off+3]) != "new" || !bytes.Equal(b[off+3:][:100], content[3:103]) {
+		t.Errorf("the image has other bytes: %v", err)
+	}
+	for _, args := range [][]string{
+		{"-F", "vmdk", "-b", "json:{}", "is no local file"}, {"-F", "raw", "-b", "nbd://host/x", "is no local file"}, {"-F", "vdi", "-b", base, "not supported"},
+	} {
+		odd := filepath.Join(dir, "odd")
+		tool(t, append(append([]string{"create", "-q", "-u", "-f", "qcow2"}, args[:4]...), odd, "8M")...)
+		if err := Check(odd, []string{base}); err == nil || !strings.Contains(err.Error(), args[4]) {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+}
+
+// FuzzHeader: of no image that refers to another file the reader says that it does not, whatever else its header says.
+func FuzzHeader(f *testing.F) {
 	f.Add(header())
+	backed := append(header(), make([]byte, 200)...)
+	backed[atBacking+7], backed[atBacking+11], backed[atHeaderLen+3] = 150, 5, headerLen
+	copy(backed[headerLen:], "\xe2\x79\x2a\xca\x00\x00\x00\x03raw")
+	copy(backed[150:], "/base")
+	f.Add(backed)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		b = append(b, make([]byte, headerLen)...)[:headerLen]
-		if check(b) == nil && (binary.BigEndian.Uint64(b[atBacking:]) != 0 || b[atVersion+3] >= newV3 && b[atFeatures+7]&externalBit != 0) {
-			t.Errorf("%x", b)
+		b = append(b, make([]byte, headerLen)...)
+		if check(b) != nil {
+			return
+		}
+		name, format, err := backingOf(b, bytes.NewReader(b))
+		if err == nil && (name == "") != (binary.BigEndian.Uint64(b[atBacking:]) == 0) || name != "" && format != "raw" && format != Format && err == nil {
+			t.Errorf("%q, %q of %x", name, format, b)
 		}
 	})
 }

@@ -51,7 +51,9 @@ type custody struct {
 	Boot    string          `json:"boot"`           // this machine's boot_id (random(4)): PID and Started are of that boot
 	Memory  string          `json:"memory"`
 	Places  []Place         `json:"disks"`
-	Done    []doneDisk      `json:"done,omitempty"` // those that are up to date
+	Raw     []string        `json:"raw,omitempty"`     // those of the disks that are raw, whatever is in them
+	Backing []string        `json:"backing,omitempty"` // files that the others may refer to: the machine had them open
+	Done    []doneDisk      `json:"done,omitempty"`    // those that are up to date
 	Missing []string        `json:"missing"`
 	Note    json.RawMessage `json:"note,omitempty"` // Adoption.Note
 
@@ -65,6 +67,11 @@ type doneDisk struct {
 }
 
 const custodyVersion = 1
+
+// source says how a disk of the machine is to be read.
+func (c *custody) source(path string) Source {
+	return Source{Raw: slices.Contains(c.Raw, path), Backing: c.Backing}
+}
 
 // done returns the disk at a place, if it is up to date.
 func (c *custody) done(p Place) (doneDisk, bool) {

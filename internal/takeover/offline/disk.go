@@ -55,11 +55,11 @@ type Disk struct {
 // relative to the start of that. work is the directory for the overlay; empty means beside the disk. Nothing is
 // created or changed.
 func Open(path string, where disk.Where, work string) (*Disk, error) {
-	return open(path, where, work, nil)
+	return Source{}.open(path, where, work, nil)
 }
 
 // open is Open for a disk that may be claimed already.
-func open(path string, where disk.Where, work string, held *hold) (*Disk, error) {
+func (s Source) open(path string, where disk.Where, work string, held *hold) (*Disk, error) {
 	d := &Disk{}
 	var err error
 	if d.path, err = filepath.Abs(path); err == nil {
@@ -72,7 +72,7 @@ func open(path string, where disk.Where, work string, held *hold) (*Disk, error)
 	if held != nil {
 		d.hold, err = held.share()
 	} else {
-		d.hold, err = take(d.path)
+		d.hold, err = s.take(d.path)
 	}
 	if err != nil {
 		return nil, err

@@ -433,7 +433,7 @@ func TestDisown(t *testing.T) {
 		}
 		d.Close()
 	}
-	if r, err := Settle(t.Context(), renamed, ""); err != nil || len(r) != 1 {
+	if r, err := Settle(t.Context(), renamed, "", Source{}); err != nil || len(r) != 1 {
 		t.Errorf("%v, %d reports", err, len(r))
 	}
 	if got, err := os.ReadFile(renamed); err != nil || !bytes.Equal(got, tr.after) {

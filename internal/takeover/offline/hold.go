@@ -19,13 +19,31 @@ type hold struct {
 	shown *qcow2.Disk // what shows it; nil in another hold that shares it
 }
 
+// Source says how an image is to be read.
+type Source struct {
+	Raw     bool     // it is raw, even if its content, which is its guest's, looks like another format
+	Backing []string // files that it may refer to, if it is qcow2
+}
+
+// shows reports whether an image is qcow2.
+func (s Source) shows(path string) (bool, error) {
+	if s.Raw {
+		return false, nil
+	}
+	is, err := qcow2.Is(path)
+	if err != nil {
+		err = fmt.Errorf("open disk: %w", err)
+	}
+	return is, err
+}
+
 // take claims a disk.
-func take(path string) (*hold, error) {
+func (s Source) take(path string) (*hold, error) {
 	c, err := fence.Take(path)
 	if err != nil {
 		return nil, err
 	}
-	is, err := qcow2.Is(path)
+	is, err := s.shows(path)
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -36,7 +54,7 @@ func take(path string) (*hold, error) {
 	if err := c.Close(); err != nil { // from here on QEMU's lock is that of the daemon
 		return nil, err
 	}
-	if h.shown, err = qcow2.Open(path, true); err != nil {
+	if h.shown, err = qcow2.Open(path, true, s.Backing); err != nil {
 		return nil, err
 	}
 	h.raw = h.shown.Path
@@ -64,28 +82,28 @@ func (h *hold) Close() error {
 	return err
 }
 
-// view is a disk that is only read. Others may use it.
-type view struct {
+// View is a disk that is only read. Others may use it.
+type View struct {
 	*os.File
-	size  int64 // bytes
+	Size  int64 // bytes
 	shown *qcow2.Disk
 }
 
-// look opens a disk for reading.
-func look(path string) (*view, error) {
-	is, err := qcow2.Is(path)
+// Look opens a disk for reading.
+func (s Source) Look(path string) (*View, error) {
+	is, err := s.shows(path)
 	if err != nil {
-		return nil, fmt.Errorf("open disk: %w", err)
+		return nil, err
 	}
-	v := &view{}
+	v := &View{}
 	if is {
-		if v.shown, err = qcow2.Open(path, false); err != nil {
+		if v.shown, err = qcow2.Open(path, false, s.Backing); err != nil {
 			return nil, err
 		}
 		path = v.shown.Path
 	}
 	if v.File, err = os.Open(path); err == nil {
-		v.size, err = v.Seek(0, io.SeekEnd)
+		v.Size, err = v.Seek(0, io.SeekEnd)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open disk %s: %w", path, err), v.Close())
@@ -94,7 +112,7 @@ func look(path string) (*view, error) {
 }
 
 // Close closes the disk.
-func (v *view) Close() error {
+func (v *View) Close() error {
 	var errs []error
 	if v.File != nil {
 		errs = append(errs, v.File.Close())

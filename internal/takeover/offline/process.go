@@ -103,11 +103,18 @@ func (a Adoption) Run(ctx context.Context, m *foreign.Machine) (*Adopted, error)
 		return nil, hint.New(fmt.Sprintf("write to the disks of process %d", m.PID), errHeld,
 			"Nothing was touched. With --end, its memory is kept in a file, the process is ended, and its disks are brought up to date. To look first: understudy salvage save.")
 	}
-	if err := a.place(m, disks); err != nil {
+	c := &custody{Name: m.Name, PID: m.PID, Note: a.Note}
+	for _, d := range disks {
+		if d.Format == "raw" {
+			c.Raw = append(c.Raw, d.Path)
+		} else {
+			c.Backing = m.OpenFiles()
+		}
+	}
+	if err := a.place(c, disks); err != nil {
 		return nil, err
 	}
-	c, err := a.take(ctx, m, disks)
-	if err != nil {
+	if err := a.take(ctx, m, disks, c); err != nil {
 		return nil, err
 	}
 	if err := c.endOf(m); err != nil { // it may still end: the file may then be all that is left
@@ -116,12 +123,12 @@ func (a Adoption) Run(ctx context.Context, m *foreign.Machine) (*Adopted, error)
 	return a.finish(ctx, c)
 }
 
-// take copies the memory to its file, and finds the disks that it belongs to. After an error, the
+// take copies the memory to its file, and finds the disks that it belongs to, for c. After an error, the
 // file is removed.
-func (a *Adoption) take(ctx context.Context, m *foreign.Machine, disks []foreign.Disk) (_ *custody, err error) {
+func (a *Adoption) take(ctx context.Context, m *foreign.Machine, disks []foreign.Disk, c *custody) (err error) {
 	f, err := newMemory(a.Memory)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
 		if err != nil {
@@ -130,28 +137,28 @@ func (a *Adoption) take(ctx context.Context, m *foreign.Machine, disks []foreign
 		err = errors.Join(err, f.Close()) // this releases the lock
 	}()
 	if err := m.SaveTo(ctx, f); err != nil {
-		return nil, err
+		return err
 	}
-	c := &custody{Name: m.Name, PID: m.PID, Memory: a.Memory, Note: a.Note}
+	c.Memory = a.Memory
 	if c.Started, err = m.Started(); err != nil {
-		return nil, err
+		return err
 	}
 	if c.Boot, err = bootID(); err != nil {
-		return nil, err
+		return err
 	}
 	types, err := a.find(f.Name(), disks, c)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := a.bootable(ctx, types); err != nil {
-		return nil, err
+		return err
 	}
 	if err := a.outlasts(c.Places); err != nil {
-		return nil, err
+		return err
 	}
 	if a.Record != "" {
 		if err := c.write(a.Record); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	// From here on the file is complete, as its name says.
@@ -159,22 +166,22 @@ func (a *Adoption) take(ctx context.Context, m *foreign.Machine, disks []foreign
 		if a.Record != "" {
 			err = errors.Join(err, os.Remove(a.Record))
 		}
-		return nil, err
+		return err
 	}
-	return c, nil
+	return nil
 }
 
 // place chooses where the memory is kept.
-func (a *Adoption) place(m *foreign.Machine, disks []foreign.Disk) (err error) {
+func (a *Adoption) place(c *custody, disks []foreign.Disk) (err error) {
 	if a.Memory != "" {
 		a.Memory, err = filepath.Abs(a.Memory)
 		return err
 	}
-	dir := cmp.Or(a.Work, beside(disks), a.Room)
+	dir := cmp.Or(a.Work, c.beside(disks), a.Room)
 	if dir == "" {
-		return hint.New(fmt.Sprintf("keep the memory of process %d", m.PID), errors.New("all its disks are block devices, with no directory beside them"), "Name a file with --memory, on a disk with room for it.")
+		return hint.New(fmt.Sprintf("keep the memory of process %d", c.PID), errors.New("all its disks are block devices, with no directory beside them"), "Name a file with --memory, on a disk with room for it.")
 	}
-	a.Memory, err = filepath.Abs(filepath.Join(dir, fmt.Sprintf("qemu-%d.memory", m.PID)))
+	a.Memory, err = filepath.Abs(filepath.Join(dir, fmt.Sprintf("qemu-%d.memory", c.PID)))
 	return err
 }
 
@@ -203,7 +210,7 @@ func (a *Adoption) bootable(ctx context.Context, types []string) (err error) {
 
 // beside returns the directory of the largest file with a file system or, if there is none, of the
 // largest file: QEMU also writes to files that are not disks. Empty means that there are only devices.
-func beside(disks []foreign.Disk) (dir string) {
+func (c *custody) beside(disks []foreign.Disk) (dir string) {
 	most := int64(-1)
 	for _, d := range disks {
 		st, err := os.Stat(d.Path)
@@ -211,7 +218,7 @@ func beside(disks []foreign.Disk) (dir string) {
 			continue
 		}
 		size := st.Size()
-		if found, _, err := places(d.Path); err == nil && len(found) > 0 {
+		if found, _, err := c.source(d.Path).places(d.Path); err == nil && len(found) > 0 {
 			size += 1 << 62
 		}
 		if size > most {
@@ -248,7 +255,7 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types [
 	if err != nil {
 		return nil, err
 	}
-	on, unusable, err := identified(disks)
+	on, unusable, err := c.identified(disks)
 	if err != nil {
 		return nil, err
 	}
@@ -321,17 +328,18 @@ func stacked(device string) string {
 
 // identified returns where the file systems of the disks are, by UUID, and what of LVM there is besides. It fails if two
 // have the same UUID, since they cannot be told apart.
-func identified(disks []foreign.Disk) (map[pagecache.UUID]Place, []disk.Unusable, error) {
+func (c *custody) identified(disks []foreign.Disk) (map[pagecache.UUID]Place, []disk.Unusable, error) {
 	on := make(map[pagecache.UUID]Place)
 	var unusable []disk.Unusable
 	for _, d := range disks {
-		if is, err := qcow2.Is(d.Path); err != nil {
+		from := c.source(d.Path)
+		if is, err := from.shows(d.Path); err != nil {
 			return nil, nil, err
 		} else if d.Format != "raw" && !is {
 			return nil, nil, hint.New("open disk "+d.Path, fmt.Errorf("it is a %s image", d.Format),
 				"Only raw and qcow2 images and block devices can be written to. Save its memory (understudy salvage save), end QEMU in good order (quit, in its monitor), convert the image (qemu-img convert -O raw), and apply the memory to that.")
 		}
-		found, not, err := places(d.Path)
+		found, not, err := from.places(d.Path)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -349,8 +357,8 @@ func identified(disks []foreign.Disk) (map[pagecache.UUID]Place, []disk.Unusable
 
 // places finds the file systems on a disk: one on the whole disk, or those of its partitions and linear logical volumes. It
 // also returns what of LVM there is besides.
-func places(path string) (map[Place]pagecache.UUID, []disk.Unusable, error) {
-	f, err := look(path)
+func (s Source) places(path string) (map[Place]pagecache.UUID, []disk.Unusable, error) {
+	f, err := s.Look(path)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -368,10 +376,10 @@ func places(path string) (map[Place]pagecache.UUID, []disk.Unusable, error) {
 		found[p] = fs.UUID
 		return nil
 	}
-	if err := identify(disk.Area{At: []disk.Stretch{{Len: f.size}}}); err != nil || len(found) > 0 {
+	if err := identify(disk.Area{At: []disk.Stretch{{Len: f.Size}}}); err != nil || len(found) > 0 {
 		return found, nil, err
 	}
-	areas, unusable, err := disk.Areas(f, f.size)
+	areas, unusable, err := disk.Areas(f, f.Size)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open disk %s: %w", path, err)
 	}

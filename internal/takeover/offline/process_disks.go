@@ -41,7 +41,7 @@ func (a *Adoption) apply(ctx context.Context, c *custody, out *Adopted) (err err
 		if _, done := c.done(p); done || claims[p.Path] != nil {
 			continue
 		}
-		claim, err := take(p.Path)
+		claim, err := c.source(p.Path).take(p.Path)
 		if err != nil {
 			return c.keep(p, err)
 		}
@@ -59,6 +59,7 @@ func (a *Adoption) apply(ctx context.Context, c *custody, out *Adopted) (err err
 			continue
 		}
 		o := a.Options
+		o.Source = c.source(p.Path)
 		o.Image, o.Disk, o.Where, o.held = c.Memory, p.Path, p.Where, claims[p.Path]
 		var r *Report
 		if o.Work, err = a.workFor(p.Path); err == nil {

@@ -56,7 +56,7 @@ func TestPlace(t *testing.T) {
 		"devices and no room": {[]foreign.Disk{device}, "", "", ""},
 	} {
 		a := Adoption{Options: Options{Work: c.work}, Room: c.room}
-		err := a.place(&foreign.Machine{PID: 7}, c.disks)
+		err := a.place(&custody{PID: 7}, c.disks)
 		if c.want == "" {
 			if err == nil {
 				t.Errorf("%s: %s", name, a.Memory)

@@ -247,7 +247,7 @@ func (r *recovery) apply(ctx context.Context, d *supervisor.RecordDisk, o Option
 
 // on sets the options for a run on a disk of the pair.
 func (r *recovery) on(d *supervisor.RecordDisk, o Options) (_ Options, err error) {
-	o.Disk, o.Where, o.Guest, o.Work, o.GiveUp = d.Image, whereOf(d), r.options.Guest, r.options.Work, r.options.GiveUp
+	o.Disk, o.Where, o.Guest, o.Work, o.GiveUp, o.Raw = d.Image, whereOf(d), r.options.Guest, r.options.Work, r.options.GiveUp, true
 	if device := r.options.Devices[d.Name]; device != "" {
 		o.Disk, o.Where = device, disk.Where{}
 	}
@@ -270,12 +270,12 @@ func seen(d *supervisor.RecordDisk) error {
 	if d.Volume == "" {
 		return fmt.Errorf("it lies on %s, which only a guest sees through", strings.Join(d.Layers, " and "))
 	}
-	f, err := look(d.Image)
+	f, err := Source{Raw: true}.Look(d.Image)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	_, err = disk.At(f, f.size, whereOf(d))
+	_, err = disk.At(f, f.Size, whereOf(d))
 	return err
 }
 

@@ -14,6 +14,7 @@ import (
 // each file system that was brought up to date. An error is takeover.ErrInBetween if nothing can boot from the disk
 // until this is done.
 func RescueRoot(ctx context.Context, o Options) ([]*Report, error) {
+	o.Raw = true
 	parts, err := rootdisk.Unclean(o.Disk, InBetween)
 	if err != nil {
 		return nil, err
@@ -42,7 +43,7 @@ func RescueRoot(ctx context.Context, o Options) ([]*Report, error) {
 
 // unfinished reports whether a commit to a disk, or to a part of it, is partly written.
 func unfinished(o Options) bool {
-	d, err := Open(o.Disk, o.Where, o.Work)
+	d, err := o.open(o.Disk, o.Where, o.Work, nil)
 	if err != nil {
 		return errors.Is(err, takeover.ErrInBetween)
 	}

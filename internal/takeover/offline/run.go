@@ -32,6 +32,7 @@ import (
 // Options say what is brought up to date, and how.
 type Options struct {
 	disk.Where // which part of Disk has the file system
+	Source     // of Disk
 
 	Image   string   // path of the memory
 	Parts   []string // further files of it (ram.OpenFiles)
@@ -91,7 +92,7 @@ func (a *application) elsewhere(err error) error {
 	if !errors.Is(err, salvage.ErrNoFileSystem) {
 		return err
 	}
-	found, unusable, bad := places(a.target.path)
+	found, unusable, bad := a.places(a.target.path)
 	if bad != nil || len(found)+len(unusable) == 0 {
 		return err
 	}
@@ -130,7 +131,7 @@ func (a *application) run(ctx context.Context) (err error) {
 	if a.Mount != "" {
 		return a.mounted(ctx)
 	}
-	if a.target, err = open(a.Disk, a.Where, a.Work, a.held); err != nil {
+	if a.target, err = a.open(a.Disk, a.Where, a.Work, a.held); err != nil {
 		return err
 	}
 	a.target.forget = a.Forget

@@ -14,15 +14,15 @@ import (
 // commit was from, which a power loss may have taken: everything that is to be written is in the work
 // directory, and work is as in Options. It returns a report for each commit; there is none if the disk is not
 // in between. The disk is claimed only if it is in between.
-func Settle(ctx context.Context, path, work string) ([]*Report, error) {
-	parts, err := unsettled(path)
+func Settle(ctx context.Context, path, work string, from Source) ([]*Report, error) {
+	parts, err := from.unsettled(path)
 	if err != nil {
 		return nil, fmt.Errorf("look for a commit to %s that was broken off: %w", path, err)
 	}
 	var reports []*Report
 	var errs []error
 	for _, part := range parts {
-		r, err := settle(ctx, path, part, work)
+		r, err := from.settle(ctx, path, part, work)
 		if r != nil {
 			reports = append(reports, r)
 		}
@@ -32,15 +32,15 @@ func Settle(ctx context.Context, path, work string) ([]*Report, error) {
 }
 
 // unsettled returns the parts of a disk that are in between.
-func unsettled(path string) (parts []disk.Where, err error) {
-	f, err := look(path)
+func (s Source) unsettled(path string) (parts []disk.Where, err error) {
+	f, err := s.Look(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	areas, _, err := disk.Areas(f, f.size)
+	areas, _, err := disk.Areas(f, f.Size)
 	if err != nil { // the table cannot be read: only the whole disk is looked at
-		areas = []disk.Area{{At: []disk.Stretch{{Len: f.size}}}}
+		areas = []disk.Area{{At: []disk.Stretch{{Len: f.Size}}}}
 	}
 	for _, a := range areas {
 		is, err := InBetween(device.Section{Direct: device.Direct{File: f.File}, At: a.At})
@@ -54,8 +54,8 @@ func unsettled(path string) (parts []disk.Where, err error) {
 	return parts, nil
 }
 
-func settle(ctx context.Context, path string, part disk.Where, work string) (_ *Report, err error) {
-	d, err := Open(path, part, work)
+func (s Source) settle(ctx context.Context, path string, part disk.Where, work string) (_ *Report, err error) {
+	d, err := s.open(path, part, work, nil)
 	if err != nil {
 		return nil, err
 	}

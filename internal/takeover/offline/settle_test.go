@@ -30,7 +30,7 @@ func TestSettle(t *testing.T) {
 			if n > 0 && n < 7 {
 				want, wanted = tr.after, 1
 			}
-			reports, err := Settle(t.Context(), tr.path, "")
+			reports, err := Settle(t.Context(), tr.path, "", Source{})
 			if err != nil || len(reports) != wanted || !bytes.Equal(tr.disk(), want) {
 				t.Errorf("after step %d, redo: %v: %v, %d reports, and the disk is not as it was to be", n, redo, err, len(reports))
 				continue
@@ -43,7 +43,7 @@ func TestSettle(t *testing.T) {
 					t.Errorf("after step %d: the work directory is left: %v", n, err)
 				}
 			}
-			if again, err := Settle(t.Context(), tr.path, ""); err != nil || len(again) != 0 {
+			if again, err := Settle(t.Context(), tr.path, "", Source{}); err != nil || len(again) != 0 {
 				t.Errorf("again: %v, %d reports", err, len(again))
 			}
 		}
@@ -66,7 +66,7 @@ func TestSettleRefuses(t *testing.T) {
 		tc.spoil(tr, d)
 		d.Close()
 		was := tr.disk()
-		if r, err := Settle(t.Context(), tr.path, ""); !errors.Is(err, takeover.ErrInBetween) || !strings.Contains(err.Error(), tc.want) || len(r) > 0 {
+		if r, err := Settle(t.Context(), tr.path, "", Source{}); !errors.Is(err, takeover.ErrInBetween) || !strings.Contains(err.Error(), tc.want) || len(r) > 0 {
 			t.Errorf("%s: %v, %d reports", name, err, len(r))
 		}
 		if !bytes.Equal(tr.disk(), was) {
@@ -102,7 +102,7 @@ func TestMoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range want {
-		r, err := Settle(t.Context(), in(name), "")
+		r, err := Settle(t.Context(), in(name), "", Source{})
 		if err != nil || len(r) != 1 {
 			t.Errorf("%s: %v, %d reports", name, err, len(r))
 		}
@@ -162,7 +162,7 @@ func TestSettleParts(t *testing.T) {
 		copy(all[tt.at[1]:], text)
 		copy(all[tt.second:], text)
 	}
-	r, err := Settle(t.Context(), path, work)
+	r, err := Settle(t.Context(), path, work, Source{})
 	if err != nil || len(r) != 3 {
 		t.Fatalf("%v, %d reports", err, len(r))
 	}

@@ -40,7 +40,7 @@ func TestSameName(t *testing.T) {
 	}
 	path := disks[0].path
 	disks[0].Close()
-	if r, err := Settle(t.Context(), path, work); err != nil || len(r) != 1 {
+	if r, err := Settle(t.Context(), path, work, Source{}); err != nil || len(r) != 1 {
 		t.Errorf("%v, %d reports", err, len(r))
 	}
 	if left, err := os.ReadDir(work); err != nil || len(left) > 0 {
