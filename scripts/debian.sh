@@ -1,16 +1,16 @@
 #!/bin/bash
 # Makes a root disk with a release of Debian and one of the kernels of setup.sh or kernels.sh, which
 # stands for a machine of somebody's: systemd, GRUB, an NFS server and a web server, all from
-# the archive. What a test has it do is put into a copy (package barelab).
+# the archive. It prints the path of the disk. What a test has it do is put into a copy (package barelab).
 #
-#   $UNDERSTUDY_CACHE/debian/SUITE.tar          the system without a kernel, made once
-#   $UNDERSTUDY_CACHE/debian/SUITE-RELEASE.img  a disk: one partition, ext4, and GRUB
+#   $UNDERSTUDY_CACHE/debian/SUITE-KEY.tar          the system without a kernel, made once; KEY stands for its packages
+#   $UNDERSTUDY_CACHE/debian/SUITE-KEY-RELEASE.img  a disk: one partition, ext4, and GRUB
 #
 # usage: scripts/debian.sh SUITE KERNEL; KERNEL is a name of kernels.sh, or default. Remove the
 # files to have them made anew.
 set -euo pipefail
 
-packages=(systemd-sysv udev iproute2 kmod procps e2fsprogs initramfs-tools grub-pc-bin grub2-common nfs-kernel-server lighttpd busybox-static)
+packages=(systemd-sysv udev iproute2 kmod procps e2fsprogs initramfs-tools grub-pc-bin grub2-common nfs-kernel-server lighttpd busybox-static lvm2)
 programs=(nginx-light postgresql redis-server mariadb-server samba smbclient) # of Debian 13, and their units:
 units=(lighttpd nfs-server nginx postgresql redis-server mariadb smbd nmbd samba-ad-dc)
 cache="${UNDERSTUDY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/understudy}"
@@ -36,7 +36,7 @@ bootstrap() {
 	mmdebstrap --quiet --variant=minbase --mode=root --include="${include// /,}" \
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 		"$suite" "$tmp/root.tar" >&2 || die "mmdebstrap failed; is the network there?"
-	mv "$tmp/root.tar" "$debian/$suite.tar"
+	mv "$tmp/root.tar" "$debian/$name.tar"
 }
 
 # furnish puts a kernel and what a machine has of its own into a tree.
@@ -111,23 +111,27 @@ write_disk() {
 suite=${1:?usage: scripts/debian.sh SUITE KERNEL}
 kernel=$cache/kernels/${2:?usage: scripts/debian.sh SUITE KERNEL}
 [[ $suite != trixie ]] || packages+=("${programs[@]}")
-if [[ $2 == default ]]; then "$scripts/setup.sh"; else "$scripts/kernels.sh" "$2"; fi
+if [[ $2 == default ]]; then "$scripts/setup.sh" >&2; else "$scripts/kernels.sh" "$2" >&2; fi
 release=$(basename "$(echo "$kernel"/lib/modules/*)")
 debian=$cache/debian
-[[ -s $debian/$suite-$release.img ]] && exit 0
+key=$(echo "${packages[*]}" | sha256sum)
+name=$suite-${key:0:8}
+image=$debian/$name-$release.img
+echo "$image"
+[[ -s $image ]] && exit 0
 mkdir -p "$debian"
 exec 7>"$debian/.lock"
 flock 7
-[[ -s $debian/$suite-$release.img ]] && exit 0
+[[ -s $image ]] && exit 0
 rm -rf "$debian"/.tmp.* # of a run that was killed
 tmp=$(mktemp -d "$debian/.tmp.XXXXXX")
 trap 'rm -rf "$tmp"' EXIT
 chmod 755 "$tmp"
-[[ -s $debian/$suite.tar ]] || bootstrap
+[[ -s $debian/$name.tar ]] || bootstrap
 echo "debian: making a disk of $suite with kernel $release" >&2
 mkdir "$tmp/root"
-tar -C "$tmp/root" -xf "$debian/$suite.tar" --exclude='./dev/*'
+tar -C "$tmp/root" -xf "$debian/$name.tar" --exclude='./dev/*'
 furnish "$tmp/root" "$release" "$kernel"
 write_disk "$tmp/root" "$tmp/disk.img"
 sync "$tmp/disk.img"
-mv "$tmp/disk.img" "$debian/$suite-$release.img"
+mv "$tmp/disk.img" "$image"

@@ -150,7 +150,7 @@ systemctl poweroff
 // measureCopies measures how fast a machine with Debian serves NFS with an understudy beside its kernel, and without.
 func measureCopies(t *testing.T, active, beside string) metalCost {
 	script := debianStart + nfsStart + debianFirst + debianProtected + strings.Replace(copyTurns, "TURNS", metalTurnsList, 1)
-	d := debianCase{bookworm, active, beside, virtio}.install(t, script, debianOptions)
+	d := debianCase{bookworm, active, beside, virtio, false}.install(t, script, debianOptions)
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
 	r, end := startMetal(t, ctx, d.Machine)

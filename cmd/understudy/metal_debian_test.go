@@ -116,6 +116,7 @@ type debianCase struct {
 	suite          string
 	active, beside string
 	devices        metalDevices
+	volume         bool // /srv is in a logical volume
 }
 
 const bookworm, trixie = "bookworm", "trixie" // Debian 12, 13
@@ -131,9 +132,10 @@ func TestMetalDebian(t *testing.T) {
 		debianCase
 		ways []string
 	}{
-		{"virtio", debianCase{bookworm, "default", "default", virtio}, []string{"panic"}},
-		{"nvme", debianCase{bookworm, "6.12-cloud", "default", nvme}, []string{"oops-irq", "hang-all"}},
-		{"13", debianCase{trixie, "6.12-cloud", "6.12-cloud", virtio}, []string{"panic", "hang-all"}},
+		{"virtio", debianCase{bookworm, "default", "default", virtio, false}, []string{"panic"}},
+		{"volume", debianCase{bookworm, "default", "default", virtio, true}, []string{"panic"}},
+		{"nvme", debianCase{bookworm, "6.12-cloud", "default", nvme, false}, []string{"oops-irq", "hang-all"}},
+		{"13", debianCase{trixie, "6.12-cloud", "6.12-cloud", virtio, false}, []string{"panic", "hang-all"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			vm(t)
@@ -291,7 +293,12 @@ func (d *debian) checkDisks(t *testing.T, console string) (at func(path string) 
 	if err := barelab.Root(d.path("root.img"), root); err != nil {
 		t.Fatal(err)
 	}
-	left := []string{lookInto(t, d.path("data.img")), lookInto(t, root)}
+	data := d.path("data.img")
+	if d.volume {
+		data = filepath.Join(t.TempDir(), "data")
+		outOfVolume(t, d.path("data.img"), "a-group/srv", data)
+	}
+	left := []string{lookInto(t, data), lookInto(t, root)}
 	at = func(path string) string {
 		if rest, ok := strings.CutPrefix(path, "/srv/"); ok {
 			return filepath.Join(left[0], rest)
@@ -345,7 +352,11 @@ func debianMachine(t *testing.T, c debianCase, script, role string, other ...bar
 	}, other...)); err != nil {
 		t.Fatal(err)
 	}
-	makeData(t, in("data.img"))
+	if c.volume {
+		volumesOf(t, dir, in("data.img"))
+	} else {
+		makeData(t, in("data.img"))
+	}
 	m := &barelab.Machine{Dir: dir}
 	ns := c.devices.attach(t, m, in("data.img"))
 	m.Devices = append(m.Devices, "-drive", "if=none,id=root,format=raw,file="+in("root.img"), "-device", c.devices.disk+",drive=root,serial=root,bootindex=0")

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -344,7 +345,11 @@ func (i *installation) image(c wire.Config, path string) error {
 	if err != nil {
 		return err
 	}
-	image := guest.Image{Modules: "/lib/modules/" + i.release, Drivers: drivers, NFSServer: c.NFS != nil}
+	var under []string
+	if slices.ContainsFunc(c.Disks, func(d wire.Disk) bool { return d.Volume != "" }) {
+		under = []string{"lvm"}
+	}
+	image := guest.Image{Under: under, Modules: "/lib/modules/" + i.release, Drivers: drivers, NFSServer: c.NFS != nil}
 	for _, f := range i.files {
 		more, err := initramfs.Add(f)
 		if err != nil {

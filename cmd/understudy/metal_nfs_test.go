@@ -54,7 +54,7 @@ func TestMetalNFS(t *testing.T) {
 	vm(t)
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
-	m, ns := debianMachine(t, debianCase{bookworm, "default", "", virtio}, strings.Replace(nfsServe, "OPTIONS", "--role /role.json"+metalLimits, 1), nfsRole)
+	m, ns := debianMachine(t, debianCase{bookworm, "default", "", virtio, false}, strings.Replace(nfsServe, "OPTIONS", "--role /role.json"+metalLimits, 1), nfsRole)
 	installDebian(t, ctx, m)
 	r, end := startMetal(t, ctx, m)
 	defer end()
@@ -220,7 +220,7 @@ func testMetalNFSClient(t *testing.T, kernel string) {
 		}
 		return tap, l.Net.Client
 	}
-	d := debianCase{bookworm, kernel, "default", devices}.install(t, nfsServe, "--mount / --mount /srv --interface eth0 --nfs"+metalLimits)
+	d := debianCase{bookworm, kernel, "default", devices, false}.install(t, nfsServe, "--mount / --mount /srv --interface eth0 --nfs"+metalLimits)
 	r, end := startMetal(t, ctx, d.Machine)
 	defer end()
 	if err := r.Await(ctx, "SERVING"); err != nil {

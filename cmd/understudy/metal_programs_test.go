@@ -70,7 +70,7 @@ func TestMetalPrograms(t *testing.T) {
 	vm(t)
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
 	defer cancel()
-	d := debianCase{trixie, "6.12-cloud", "6.12-cloud", virtio}.install(t, programsScript, programsOptions)
+	d := debianCase{trixie, "6.12-cloud", "6.12-cloud", virtio, false}.install(t, programsScript, programsOptions)
 	r, end := startMetal(t, ctx, d.Machine)
 	defer end()
 	if err := r.Await(ctx, "DYING"); err != nil {

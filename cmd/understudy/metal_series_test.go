@@ -124,7 +124,7 @@ func TestMetalSeries(t *testing.T) {
 			vm(t)
 			var d *debian
 			if m.system == "Debian" {
-				d = debianCase{bookworm, m.active, m.beside, metalSeriesDevices(&m)}.install(t, debianInstall, debianOptions)
+				d = debianCase{bookworm, m.active, m.beside, metalSeriesDevices(&m), false}.install(t, debianInstall, debianOptions)
 			}
 			for n := range *metalRuns {
 				for _, c := range m.cases() {

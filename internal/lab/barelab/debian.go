@@ -1,6 +1,7 @@
 package barelab
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
 	"os"
@@ -52,19 +53,14 @@ func Debian(disk, suite, kernel string, files []File) error {
 		return fmt.Errorf("find scripts: %w", err)
 	}
 	script := filepath.Join(strings.TrimSpace(string(root)), "scripts", "debian.sh")
-	if out, err := exec.Command(script, suite, kernel).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", script, err, out)
-	}
-	cache, err := dirs.Cache()
+	cmd := exec.Command(script, suite, kernel)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	made, err := cmd.Output()
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w: %s", script, err, &said)
 	}
-	_, modules, err := dirs.Kernel(filepath.Join(cache, "kernels", kernel))
-	if err != nil {
-		return err
-	}
-	made := filepath.Join(cache, "debian", suite+"-"+filepath.Base(modules)+".img")
-	if out, err := exec.Command("cp", "--sparse=always", made, disk).CombinedOutput(); err != nil {
+	if out, err := exec.Command("cp", "--sparse=always", strings.TrimSpace(string(made)), disk).CombinedOutput(); err != nil {
 		return fmt.Errorf("copy disk: %w: %s", err, out)
 	}
 	return Put(disk, files)

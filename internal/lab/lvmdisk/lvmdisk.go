@@ -22,8 +22,8 @@ const (
 	areaMagic = " LVM2 x[5A%r0N*>"
 )
 
-// hyphened is a UUID as LVM's text has it.
-func hyphened(id string) string {
+// Hyphened is a UUID as LVM's text has it.
+func Hyphened(id string) string {
 	return strings.Join([]string{id[:6], id[6:10], id[10:14], id[14:18], id[18:22], id[22:26], id[26:]}, "-")
 }
 
@@ -50,7 +50,7 @@ func Make(path string, extents int64, volumes ...string) error {
 func Group(size int64, top string, volumes ...string) string {
 	return fmt.Sprintf("vg0 {\nid = \"VG\"\nseqno = 3\nformat = \"lvm2\" # informational\nextent_size = %d\n%s\nphysical_volumes {\npv0 {\nid = %q\npe_start = %d\npe_count = %d\nflags = []\n}\n}\nlogical_volumes {\n%s}\n}\n"+
 		"# Generated\ncontents = \"Text Format Volume Group\"\nversion = 1\ndescription = \"a \\\"quoted\\\" one\"\n",
-		Extent/sector, top, hyphened(UUID), Start/sector, (size-Start)/Extent, strings.Join(volumes, ""))
+		Extent/sector, top, Hyphened(UUID), Start/sector, (size-Start)/Extent, strings.Join(volumes, ""))
 }
 
 // Visible is the status of an ordinary volume.

@@ -19,7 +19,7 @@ import (
 
 // diskPath finds the disk whose serial number is name: a virtio, SCSI or SATA disk, or the first
 // namespace of an NVMe controller. If name ends in -partN, as in the links that udev makes, it finds the disk's
-// partition N. Serial numbers of virtio-blk have at most 20 bytes (VIRTIO_BLK_ID_BYTES).
+// partition N; what follows -lvm- names a logical volume on that. Serial numbers of virtio-blk have at most 20 bytes (VIRTIO_BLK_ID_BYTES).
 func diskPath(name string) (string, error) { return findDisk("/sys/block", name) }
 
 func findDisk(sys, name string) (string, error) {
@@ -27,6 +27,7 @@ func findDisk(sys, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	name, _, _ = strings.Cut(name, "-lvm-")
 	serial, part, parted := strings.Cut(name, "-part")
 	for _, d := range disks {
 		switch {

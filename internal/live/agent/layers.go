@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/hint"
 	"understudy.dev/understudy/internal/live/wire"
 )
@@ -72,7 +73,7 @@ func volumeLayer(d wire.Disk) layer {
 	group, _, _ := strings.Cut(d.Volume, "/")
 	return layer{
 		program: "lvm",
-		is:      func(dir string) bool { return dmField(dir, "name") == wire.VolumeNode(d.Volume) },
+		is:      func(dir string) bool { return dmField(dir, "name") == (disk.Where{Volume: d.Volume}).Mapper() },
 		up: func(below []string) []string {
 			// LVM looks at this device only: another disk may have a copy of it.
 			filter := fmt.Sprintf("filter=[%q,\"r|.*|\"]", "a|/"+filepath.Base(below[0])+"$|")

@@ -12,7 +12,9 @@ import (
 
 // Direct is an image to which large amounts are written straight from the memory that has
 // them, bypassing the host's page cache (O_DIRECT, open(2)). What cannot be written like that
-// goes through the cache.
+// goes through the cache. So does what is not whole pages of the image: a page of which one part is written past
+// the cache, and another one through it, may be written back with the first part as it was (mm/filemap.c,
+// dio_warn_stale_pagecache).
 type Direct struct{ *os.File }
 
 const (
@@ -60,7 +62,7 @@ func (d Direct) writeStretch(direct *os.File, off int64, data [][]byte) error {
 		for _, piece := range some {
 			size += len(piece)
 		}
-		if direct != nil {
+		if page := int64(os.Getpagesize()); direct != nil && off%page == 0 && int64(size)%page == 0 {
 			n, err := unix.Pwritev(int(direct.Fd()), some, off)
 			if err == nil && n == size {
 				off += int64(n)

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -64,5 +66,46 @@ func TestWriteStretches(t *testing.T) {
 	f.Close()
 	if err := (Direct{File: f}).WriteStretches(1, func(int) (int64, [][]byte) { return 0, [][]byte{make([]byte, 512)} }); err == nil {
 		t.Error("written to a closed file")
+	}
+}
+
+// TestWriteStretchesInOnePage: stretches within one page of a block device, of which some can be written past the page cache
+// and others cannot, are all written. If they were mixed, the sync would fail (EIO), or some be lost.
+func TestWriteStretchesInOnePage(t *testing.T) {
+	const size, count = 512, 16 << 10
+	image := filepath.Join(t.TempDir(), "image")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, size*count)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", image).Output()
+	if err != nil {
+		t.Skipf("losetup: %v (it needs root)", err)
+	}
+	loop := strings.TrimSpace(string(out))
+	defer func() {
+		if out, err := exec.Command("losetup", "--detach", loop).CombinedOutput(); err != nil {
+			t.Errorf("losetup: %v: %s", err, out)
+		}
+	}()
+	f, err := os.OpenFile(loop, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	want := make([]byte, size*count)
+	rand.NewChaCha8([32]byte{}).Read(want)
+	err = Direct{File: f}.WriteStretches(count, func(i int) (int64, [][]byte) {
+		data := want[i*size:][:size]
+		if i%2 > 0 {
+			data = append(make([]byte, 1, 1+size), data...)[1:] // memory that direct I/O does not take
+		}
+		return int64(i) * size, [][]byte{data}
+	})
+	if err := errors.Join(err, f.Sync()); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("it is not what was written: %v", err)
 	}
 }

@@ -30,8 +30,8 @@ func (w Where) Name() string {
 	return "the whole disk"
 }
 
-// Mapper is the name that the device mapper has for a logical volume (lvm(8): hyphens in its two names are doubled). It is
-// empty for anything else.
+// Mapper is the name that the device mapper has for a logical volume: hyphens in its two names are doubled (LVM2, libdm,
+// dm_build_dm_name). It is empty for anything else.
 func (w Where) Mapper() string {
 	return strings.ReplaceAll(strings.ReplaceAll(w.Volume, "-", "--"), "/", "-")
 }

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -106,6 +107,34 @@ func TestVolumesMoved(t *testing.T) {
 	}
 	if err != nil || len(unusable) > 0 || !slices.EqualFunc(areas, want, func(a, b Area) bool { return a.Where == b.Where && slices.Equal(a.At, b.At) }) {
 		t.Errorf("%+v, %v, %v", areas, unusable, err)
+	}
+}
+
+// TestVolumesOnTwo: a group may have two partitions of the disk, of which one does not describe it, and the newest
+// description counts.
+func TestVolumesOnTwo(t *testing.T) {
+	const off, second = 1 << 20, "secondphysicalvolumeofitsownkind"
+	linear := lvmdisk.Linear(1, 2)
+	linear.Is = strings.Replace(linear.Is, "pv0", "pv1", 1)
+	text := func(seqno, volume string, segments ...lvmdisk.Segment) string {
+		s := lvmdisk.Group(lvmSize, "", lvmdisk.Volume(volume, lvmdisk.Visible, segments...))
+		s = strings.Replace(s, "seqno = 3", "seqno = "+seqno, 1)
+		return strings.Replace(s, "physical_volumes {\n", fmt.Sprintf("physical_volumes {\npv1 {\nid = %q\npe_start = %d\npe_count = 7\n}\n", lvmdisk.Hyphened(second), lvmdisk.Start/sector), 1)
+	}
+	for _, older := range []string{"", text("2", "old", lvmdisk.Linear(1, 1))} {
+		d := make([]byte, 3*off)
+		lvmdisk.Write(d[off:2*off], lvmdisk.UUID, older, lvmdisk.Header)
+		lvmdisk.Write(d[2*off:], second, text("3", "root", linear, lvmdisk.Linear(0, 1)), lvmdisk.Header)
+		for i := range 2 {
+			entry := d[446+16*i:]
+			entry[4], entry[8+1], entry[12+1] = 0x8e, byte((i+1)*off/sector>>8), lvmSize/sector>>8
+		}
+		d[510], d[511] = 0x55, 0xaa
+		areas, unusable, err := Areas(bytes.NewReader(d), int64(len(d)))
+		want := []Stretch{{2*off + lvmdisk.Start + lvmdisk.Extent, 2 * lvmdisk.Extent}, {off + lvmdisk.Start, lvmdisk.Extent}}
+		if err != nil || len(unusable) > 0 || len(areas) != 3 || areas[2].Volume != "vg0/root" || !slices.Equal(areas[2].At, want) {
+			t.Errorf("%+v, %v, %v", areas, unusable, err)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -57,6 +58,9 @@ func checkRole(role *wire.Config) error {
 	for _, d := range role.Disks {
 		if d.Name == "" || !path.IsAbs(d.Mount) || !slices.Contains(taken, d.Type) {
 			return fmt.Errorf("disk %q of type %q on %q: a serial number, one of %v and a directory are needed", d.Name, d.Type, d.Mount, taken)
+		}
+		if _, of, volume := strings.Cut(d.Name, volumeSuffix); volume != (d.Volume != "") || volume && of != (disk.Where{Volume: d.Volume}).Mapper() {
+			return fmt.Errorf("disk %q with logical volume %q: its name must end in %s and the volume's name as it is in /dev/mapper, or neither must be there", d.Name, d.Volume, volumeSuffix)
 		}
 	}
 	for _, n := range role.NICs {

@@ -79,8 +79,9 @@ func diskNames(role wire.Config) (all []string) {
 }
 
 // named returns the directories of the disks with a name. disks has directories by serial number, and the
-// name is a serial number, with -partN behind it for a partition.
+// name is a serial number, with -partN behind it for a partition, and -lvm-NAME for a logical volume.
 func named(disks map[string][]string, name string) []string {
+	name, _, _ = strings.Cut(name, volumeSuffix)
 	if dirs := disks[name]; len(dirs) > 0 {
 		return dirs
 	}
@@ -261,6 +262,13 @@ func Lacking(root fs.FS, drivers []Driver, disks []wire.Disk) (lacks []string) {
 		}
 	}
 	b, _ := fs.ReadFile(root, "proc/filesystems") // without the file, it mounts nothing
+	if slices.ContainsFunc(disks, func(d wire.Disk) bool { return d.Volume != "" }) {
+		for _, need := range []string{"sbin/lvm", "dev/mapper/control"} {
+			if _, err := fs.Stat(root, need); err != nil {
+				lacks = append(lacks, "/"+need+" for logical volumes")
+			}
+		}
+	}
 	for _, d := range disks {
 		if what := "file system " + d.Type; !slices.Contains(strings.Fields(string(b)), d.Type) && !slices.Contains(lacks, what) {
 			lacks = append(lacks, what)

@@ -1,6 +1,7 @@
 package metal
 
 import (
+	"fmt"
 	"io/fs"
 	"maps"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"testing/fstest"
 	"time"
 
+	"understudy.dev/understudy/internal/lab/lvmdisk"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -104,6 +106,31 @@ func sysfs(mountinfo string) fstest.MapFS {
 	return files
 }
 
+const volumeDir = "sys/devices/virtual/block/dm-1"
+
+// withVolume adds logical volume vg0/a-srv to a machine, on sdb1.
+func withVolume(files fstest.MapFS) fstest.MapFS {
+	const below = "pci0000:00/0000:00:1f.2/ata2/host1/target1:0:0/1:0:0:0/block/sdb/sdb1"
+	files["sys/dev/block/253:1"] = link("../../devices/virtual/block/dm-1")
+	files[volumeDir+"/dm/name"] = file("vg0-a--srv\n")
+	files[volumeDir+"/dm/uuid"] = file("LVM-x\n")
+	files[volumeDir+"/slaves/sdb1"] = link("../../../../" + below)
+	files["sys/devices/"+below+"/dev"] = file("8:17\n")
+	b := physicalVolume("striped")
+	files["sys/devices/"+below+"/size"] = file(fmt.Sprintln(len(b) / sector))
+	files["dev/sdb1"] = file(string(b))
+	return files
+}
+
+// physicalVolume is one with logical volume vg0/a-srv of that type.
+func physicalVolume(kind string) []byte {
+	b := make([]byte, 1<<20)
+	s := lvmdisk.Linear(0, 2)
+	s.Is = strings.Replace(s.Is, "striped", kind, 1)
+	lvmdisk.Write(b, lvmdisk.UUID, lvmdisk.Group(int64(len(b)), "", lvmdisk.Volume("a-srv", lvmdisk.Visible, s)), lvmdisk.Header)
+	return b
+}
+
 func link(to string) *fstest.MapFile {
 	return &fstest.MapFile{Data: []byte(to), Mode: fs.ModeSymlink | 0o777}
 }
@@ -136,6 +163,27 @@ func TestDiskOf(t *testing.T) {
 		got, err := DiskOf(sysfs(c.info), c.mount)
 		if got != c.want || (err == nil) != (c.want.Name != "") {
 			t.Errorf("%s: %+v, %v", c.name, got, err)
+		}
+	}
+	// A linear logical volume is found by what it lies on.
+	for name, c := range map[string]struct {
+		change func(fstest.MapFS)
+		err    string // empty: it is found
+	}{
+		"linear": {func(fstest.MapFS) {}, ""},
+		"on two disks": {func(f fstest.MapFS) {
+			f[volumeDir+"/slaves/vda"] = link("../../../../" + "pci0000:00/0000:00:02.0/virtio1/block/vda")
+		}, "lies on 2 devices"},
+		"thin":            {func(f fstest.MapFS) { f["dev/sdb1"] = file(string(physicalVolume("thin"))) }, "it is not linear"},
+		"of another name": {func(f fstest.MapFS) { f[volumeDir+"/dm/name"] = file("vg0-other\n") }, "no logical volume vg0/other"},
+		"LUKS":            {func(f fstest.MapFS) { f[volumeDir+"/dm/uuid"] = file("CRYPT-LUKS2-x\n") }, "lies on dm-1 (dm)"},
+	} {
+		files := withVolume(sysfs(line("253:1", "/srv", "ext4")))
+		c.change(files)
+		got, err := DiskOf(files, "/srv")
+		want := wire.Disk{Name: "WD-1-part1-lvm-vg0-a--srv", Volume: "vg0/a-srv", Type: "ext4", Mount: "/srv"}
+		if c.err == "" && (got != want || err != nil) || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
+			t.Errorf("a volume, %s: %+v, %v", name, got, err)
 		}
 	}
 	// Disks that an understudy does not find, or could take for others.

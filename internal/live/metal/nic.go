@@ -281,7 +281,11 @@ func DriversOf(root fs.FS, interfaces, mounts []string, dump string) ([]string, 
 		if err != nil {
 			return nil, err
 		}
-		at, err := resolve(root, "sys/dev/block/"+m.Device)
+		below, _, err := underneath(root, m.Device)
+		if err != nil {
+			return nil, err
+		}
+		at, err := resolve(root, "sys/dev/block/"+below)
 		if err != nil {
 			return nil, err
 		}

@@ -15,8 +15,8 @@ import (
 )
 
 // DiskOf returns what is mounted on a directory of this machine, in the form by which an understudy finds it
-// again: by the serial number of its disk. root is os.DirFS("/"). A file system that does not lie directly on a
-// disk, or has a type that is not salvaged, is refused.
+// again: by the serial number of its disk. root is os.DirFS("/"). A file system that lies neither directly on a
+// disk, nor in a linear logical volume on one, or has a type that is not salvaged, is refused.
 func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
 	b, err := fs.ReadFile(root, "proc/self/mountinfo")
 	if err != nil {
@@ -29,11 +29,18 @@ func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
 	if !slices.Contains(taken, m.Type) {
 		return d, fmt.Errorf("%s has a file system of type %s: %v can be taken over", mount, m.Type, taken)
 	}
-	serial, err := serialOf(root, m.Device)
+	below, volume, err := underneath(root, m.Device)
 	if err != nil {
 		return d, fmt.Errorf("%s: %w", mount, err)
 	}
-	return wire.Disk{Name: serial, Type: m.Type, Mount: mount}, nil
+	name, err := serialOf(root, below)
+	if err != nil {
+		return d, fmt.Errorf("%s: %w", mount, err)
+	}
+	if volume != "" {
+		name += volumeSuffix + disk.Where{Volume: volume}.Mapper()
+	}
+	return wire.Disk{Name: name, Volume: volume, Type: m.Type, Mount: mount}, nil
 }
 
 // CheckRole returns why a role cannot be carried out for this machine: its disks must be those that are mounted

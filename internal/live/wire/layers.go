@@ -1,7 +1,5 @@
 package wire
 
-import "strings"
-
 // Layers are the programs in a guest for the layers that may be under a file system: md arrays,
 // LUKS, LVM.
 var Layers = []string{"mdadm", "cryptsetup", "lvm"}
@@ -14,12 +12,4 @@ func (d *Disk) Programs() (programs []string) {
 		}
 	}
 	return programs
-}
-
-// VolumeNode is the name that device-mapper has for a logical volume GROUP/NAME: both with their
-// dashes doubled (LVM2, libdm, dm_build_dm_name).
-func VolumeNode(volume string) string {
-	group, name, _ := strings.Cut(volume, "/")
-	double := func(s string) string { return strings.ReplaceAll(s, "-", "--") }
-	return double(group) + "-" + double(name)
 }

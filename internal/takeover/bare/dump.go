@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/internal/live/metal"
 )
@@ -54,7 +56,7 @@ func (m *machine) dump() error {
 }
 
 func (m *machine) writeDump() (took time.Duration, err error) {
-	f, err := openDisk(m.role.Dump)
+	f, err := openDisk(m.role.Dump, unix.O_EXCL)
 	if err != nil {
 		return 0, err
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -13,6 +15,8 @@ import (
 
 	"understudy.dev/understudy/dead/ram"
 	"understudy.dev/understudy/internal/live/agent"
+	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/filewriter"
 	"understudy.dev/understudy/internal/live/metal"
 	"understudy.dev/understudy/internal/live/nfsd"
@@ -95,26 +99,60 @@ func (m *machine) Fence(ctx context.Context) error {
 	return m.self.Reveal()
 }
 
-func (m *machine) Image(_ context.Context, disk string) (takeover.Image, error) {
-	f, err := openDisk(disk)
+func (m *machine) Image(_ context.Context, name string) (takeover.Image, error) {
+	group := m.volumeOf(name)
+	how := unix.O_EXCL
+	if group != "" {
+		how = 0 // another volume of the group may be mounted already, and has the device
+	}
+	f, err := openDisk(name, how)
 	if err != nil {
 		return nil, err
 	}
-	m.images[disk] = &image{f}
-	return m.images[disk], nil
+	m.images[name] = &image{f}
+	if group == "" {
+		return m.images[name], nil
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, fmt.Errorf("size disk %s: %w", name, err)
+	}
+	a, err := disk.At(f, size, disk.Where{Volume: group})
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", name, err)
+	}
+	return volume{device.Section{Direct: device.Direct{File: f}, At: a.At}}, nil
 }
 
-// openDisk opens a disk, or a partition, exclusively, once it is there: it fails while anything on this kernel
-// has the disk mounted (O_EXCL, block/bdev.c).
-func openDisk(name string) (*os.File, error) {
+// volume is a logical volume. It has no WriteStretches: most of what is written is in memory that cannot be written from
+// past the page cache (/dev/mem).
+type volume struct{ at device.Section }
+
+func (v volume) ReadAt(b []byte, off int64) (int, error)   { return v.at.ReadAt(b, off) }
+func (v volume) WriteAt(b []byte, off int64) (int, error)  { return v.at.WriteAt(b, off) }
+func (v volume) Seek(off int64, whence int) (int64, error) { return v.at.Seek(off, whence) }
+func (v volume) Sync() error                               { return v.at.Sync() }
+
+// volumeOf is the logical volume that a disk of the role is, or empty.
+func (m *machine) volumeOf(name string) string {
+	i := slices.IndexFunc(m.role.Disks, func(d wire.Disk) bool { return d.Name == name })
+	if i < 0 {
+		return ""
+	}
+	return m.role.Disks[i].Volume
+}
+
+// openDisk opens a disk, or a partition, for writing, once it is there. With O_EXCL it fails while anything on this kernel
+// has the disk mounted (block/bdev.c).
+func openDisk(name string, how int) (*os.File, error) {
 	path, err := agent.AwaitDisk(context.Background(), name, diskLimit)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
+	f, err := os.OpenFile(path, os.O_RDWR|how, 0)
 	for end := time.Now().Add(diskLimit); errors.Is(err, unix.ENXIO) && time.Now().Before(end); { // a node is there before its disk answers
 		time.Sleep(time.Millisecond)
-		f, err = os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
+		f, err = os.OpenFile(path, os.O_RDWR|how, 0)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open disk %s: %w", name, err)
@@ -128,13 +166,17 @@ func (m *machine) Check(context.Context, string) (*wire.Check, error) {
 }
 
 // HandOver lets go of the disk, so that it can be mounted.
-func (m *machine) HandOver(_ context.Context, disk string) error {
-	i := m.images[disk]
-	if i == nil {
-		return nil // nothing of it was to be salvaged
+func (m *machine) HandOver(ctx context.Context, disk string) error {
+	if i := m.images[disk]; i != nil { // otherwise nothing of it was to be salvaged
+		delete(m.images, disk)
+		if err := i.Close(); err != nil {
+			return err
+		}
 	}
-	delete(m.images, disk)
-	return i.Close()
+	if m.volumeOf(disk) == "" {
+		return nil
+	}
+	return m.agent.Do(ctx, wire.Activate, wire.ActivateRequest{Disk: disk}, nil)
 }
 
 func (m *machine) Mount(ctx context.Context, disk string, check bool) (*wire.Check, error) {
