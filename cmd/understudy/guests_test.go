@@ -74,14 +74,7 @@ var guestRoots = map[string]func(t *testing.T, root systems.Root, dir string) (o
 		return 0
 	},
 	"volume": func(t *testing.T, root systems.Root, dir string) int64 {
-		_, modules, err := dirs.Kernel("")
-		if err != nil {
-			t.Fatal(err)
-		}
-		guest := filepath.Join(dir, "guest.cpio")
-		if _, err := understudy(t, "initramfs", "-o", guest, "--modules", modules, "--under", "lvm"); err != nil {
-			t.Fatal(err)
-		}
+		guest := lvmGuest(t, dir)
 		st, err := os.Stat(root.Image)
 		if err != nil {
 			t.Fatal(err)

@@ -14,18 +14,25 @@ import (
 	"understudy.dev/understudy/internal/live/dirs"
 )
 
-// volumesOf makes an image with volume group a-group, by LVM itself: srv, in two pieces, with the files of makeData, and
-// between, which lies between the pieces, with an empty file system.
-func volumesOf(t *testing.T, dir, image string) {
+// lvmGuest makes the image of a guest that has LVM, for madeBy.
+func lvmGuest(t *testing.T, dir string) (path string) {
 	t.Helper()
 	_, modules, err := dirs.Kernel("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	guest := filepath.Join(dir, "guest.cpio")
-	if _, err := understudy(t, "initramfs", "-o", guest, "--modules", modules, "--under", "lvm"); err != nil {
+	path = filepath.Join(dir, "guest.cpio")
+	if _, err := understudy(t, "initramfs", "-o", path, "--modules", modules, "--under", "lvm"); err != nil {
 		t.Fatal(err)
 	}
+	return path
+}
+
+// volumesOf makes an image with volume group a-group, by LVM itself: srv, in two pieces, with the files of makeData, and
+// between, which lies between the pieces, with an empty file system.
+func volumesOf(t *testing.T, dir, image string) {
+	t.Helper()
+	lvmGuest(t, dir)
 	madeBy(t, dir, "D=/dev/vda; "+makeVolume+endVolume, 320<<20, filepath.Base(image))
 	plain := filepath.Join(t.TempDir(), "plain.img")
 	fill := func(volume string) {
