@@ -1,4 +1,4 @@
-// Package disk identifies disks, and reads their partition tables and superblocks of md.
+// Package disk identifies disks, and reads their partition tables, superblocks of md, and logical volumes of LVM.
 package disk
 
 import (
