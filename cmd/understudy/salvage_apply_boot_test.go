@@ -26,7 +26,7 @@ func TestApplyBoots(t *testing.T) {
 		Raw:    []offline.Raw{{Off: 0, Data: make([]byte, 512)}},
 	}
 	apply := func(bad int) error {
-		d, err := offline.Open(b.disk.Image, disk.Where{}, "")
+		d, err := offline.Source{}.Open(b.disk.Image, disk.Where{}, "")
 		if err != nil {
 			t.Fatal(err)
 		}

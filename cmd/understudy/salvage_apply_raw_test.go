@@ -43,7 +43,7 @@ func TestApplyRaw(t *testing.T) {
 		Super:  []offline.Region{{Off: 1024, Data: make([]byte, 1024)}},
 	}
 	open := func() *offline.Disk {
-		d, err := offline.Open(b.disk.Image, disk.Where{}, "")
+		d, err := offline.Source{}.Open(b.disk.Image, disk.Where{}, "")
 		if err != nil {
 			t.Fatal(err)
 		}

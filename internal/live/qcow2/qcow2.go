@@ -73,14 +73,8 @@ func Is(path string) (bool, error) {
 	return string(b) == Magic, err
 }
 
-// Check checks that the disk in an image can be shown: that the image, with its backing files, has all of it, and is not known
-// to be damaged. A backing file must be among backing.
-func Check(path string, backing []string) error {
-	_, err := chain(path, backing)
-	return err
-}
-
-// chain is Check, and reports whether the image has a backing file.
+// chain checks that the disk in an image can be shown: that the image, with its backing files, has all of it, and is not known
+// to be damaged. A backing file must be among backing. It reports whether there is one.
 func chain(path string, backing []string) (backed bool, err error) {
 	for range maxChain {
 		below, format, err := headerOf(path)

@@ -173,8 +173,8 @@ func header() []byte {
 	return b
 }
 
-// TestCheck: an image that is not all that there is of its disk, or that is damaged, is refused.
-func TestCheck(t *testing.T) {
+// TestChain: an image that is not all that there is of its disk, or that is damaged, is refused.
+func TestChain(t *testing.T) {
 	with := func(at int, v byte) []byte { b := header(); b[at] = v; return b }
 	for _, tt := range []struct {
 		name   string
@@ -194,7 +194,7 @@ func TestCheck(t *testing.T) {
 		if err := os.WriteFile(path, tt.header, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := Check(path, nil); tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+		if _, err := chain(path, nil); tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
 		}
 	}
@@ -202,7 +202,7 @@ func TestCheck(t *testing.T) {
 	if err := os.WriteFile(short, []byte(Magic), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Check(short, nil); err == nil {
+	if _, err := chain(short, nil); err == nil {
 		t.Error("a header that is cut off is good")
 	}
 }
@@ -248,7 +248,7 @@ func TestBacking(t *testing.T) {
 	} {
 		odd := filepath.Join(dir, "odd")
 		tool(t, append(append([]string{"create", "-q", "-u", "-f", "qcow2"}, args[:4]...), odd, "8M")...)
-		if err := Check(odd, []string{base}); err == nil || !strings.Contains(err.Error(), args[4]) {
+		if _, err := chain(odd, []string{base}); err == nil || !strings.Contains(err.Error(), args[4]) {
 			t.Errorf("%v: %v", args, err)
 		}
 	}

@@ -228,7 +228,7 @@ func writePieces(out jbd2.Disk, files []placement.Placed, buf []byte) error {
 
 // applyPlaced does the same on a draft, and brings that to the disk with Apply.
 func applyPlaced(b *testing.B, path string, files []placement.File, buf []byte) error {
-	d, err := Open(path, disk.Where{}, "")
+	d, err := Source{}.Open(path, disk.Where{}, "")
 	if err != nil {
 		return err
 	}

@@ -54,8 +54,8 @@ type Disk struct {
 // Open claims a disk and looks for what an earlier run left. where selects a part of the disk, and offsets are
 // relative to the start of that. work is the directory for the overlay; empty means beside the disk. Nothing is
 // created or changed.
-func Open(path string, where disk.Where, work string) (*Disk, error) {
-	return Source{}.open(path, where, work, nil)
+func (s Source) Open(path string, where disk.Where, work string) (*Disk, error) {
+	return s.open(path, where, work, nil)
 }
 
 // open is Open for a disk that may be claimed already.

@@ -117,7 +117,7 @@ var freeText = bytes.Repeat([]byte("free"), 4096)
 
 func (tr *trial) open() *Disk {
 	tr.t.Helper()
-	d, err := Open(tr.path, disk.Where{}, "")
+	d, err := Source{}.Open(tr.path, disk.Where{}, "")
 	if err != nil {
 		tr.t.Fatal(err)
 	}
@@ -300,7 +300,7 @@ func TestVeilTells(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.Close()
-	if _, err := Open(tr.path, disk.Where{}, t.TempDir()); err == nil || !strings.Contains(err.Error(), "--work") {
+	if _, err := (Source{}).Open(tr.path, disk.Where{}, t.TempDir()); err == nil || !strings.Contains(err.Error(), "--work") {
 		t.Errorf("opened without its record: %v", err)
 	}
 	if !strings.HasPrefix(string(tr.disk()[superAt:]), "understudy salvage apply was broken off") {
@@ -353,7 +353,7 @@ func TestOther(t *testing.T) {
 		d.breakOff(t, tc.step+1)
 		tc.spoil(tr, d)
 		d.Close()
-		again, err := Open(tr.path, disk.Where{}, "")
+		again, err := Source{}.Open(tr.path, disk.Where{}, "")
 		if tc.fails != errors.Is(err, takeover.ErrInBetween) || tc.fails != (err != nil) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -424,7 +424,7 @@ func TestDisown(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		d, err := Open(renamed, disk.Where{}, "")
+		d, err := Source{}.Open(renamed, disk.Where{}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -465,7 +465,7 @@ func TestFreeRefuses(t *testing.T) {
 		if err := os.WriteFile(path, before, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(path, disk.Where{}, "")
+		d, err := Source{}.Open(path, disk.Where{}, "")
 		if err != nil {
 			t.Fatal(err)
 		}

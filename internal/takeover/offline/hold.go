@@ -15,8 +15,7 @@ type hold struct {
 	*fence.Claim // of the raw file or the device
 
 	raw   string      // the path of that
-	qcow2 bool        // it is shown by a qcow2 image
-	shown *qcow2.Disk // what shows it; nil in another hold that shares it
+	shown *qcow2.Disk // what shows it, if the image is qcow2; nil in another hold that shares it
 }
 
 // Source says how an image is to be read.
@@ -47,7 +46,7 @@ func (s Source) take(path string) (*hold, error) {
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	h := &hold{Claim: c, raw: path, qcow2: is}
+	h := &hold{Claim: c, raw: path}
 	if !is {
 		return h, nil
 	}
@@ -70,7 +69,7 @@ func (h *hold) share() (*hold, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &hold{Claim: c, raw: h.raw, qcow2: h.qcow2}, nil
+	return &hold{Claim: c, raw: h.raw}, nil
 }
 
 // Close releases the disk. What was written to a qcow2 image is in it then.

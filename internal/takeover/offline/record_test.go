@@ -152,7 +152,7 @@ func TestClear(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			d, err := Open(path, disk.Where{}, "")
+			d, err := Source{}.Open(path, disk.Where{}, "")
 			if err != nil {
 				t.Fatal(err)
 			}

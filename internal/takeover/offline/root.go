@@ -43,7 +43,7 @@ func RescueRoot(ctx context.Context, o Options) ([]*Report, error) {
 
 // unfinished reports whether a commit to a disk, or to a part of it, is partly written.
 func unfinished(o Options) bool {
-	d, err := o.open(o.Disk, o.Where, o.Work, nil)
+	d, err := o.Open(o.Disk, o.Where, o.Work)
 	if err != nil {
 		return errors.Is(err, takeover.ErrInBetween)
 	}

@@ -55,7 +55,7 @@ func (s Source) unsettled(path string) (parts []disk.Where, err error) {
 }
 
 func (s Source) settle(ctx context.Context, path string, part disk.Where, work string) (_ *Report, err error) {
-	d, err := s.open(path, part, work, nil)
+	d, err := s.Open(path, part, work)
 	if err != nil {
 		return nil, err
 	}

@@ -86,7 +86,7 @@ func TestMoved(t *testing.T) {
 		if err := os.WriteFile(in(name), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(in(name), disk.Where{}, "")
+		d, err := Source{}.Open(in(name), disk.Where{}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -141,7 +141,7 @@ func TestSettleParts(t *testing.T) {
 		{disk.Where{Part: 2}, [2]int{2<<20 + 4096, 2<<20 + 128<<10 - 512}, 2<<20 + 128<<10},
 		{disk.Where{Volume: "vg0/a-b"}, [2]int{pieces + 3*lvmdisk.Extent + 4096, pieces + 4*lvmdisk.Extent - 512}, pieces + lvmdisk.Extent},
 	} {
-		d, err := Open(path, tt.where, work)
+		d, err := Source{}.Open(path, tt.where, work)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -185,7 +185,7 @@ func TestCommitInPieces(t *testing.T) {
 	work := t.TempDir()
 	id := Identity{Image: "ram", Kernel: "6.1", UUID: "u", Sum: "s"}
 	open := func(path string) *Disk {
-		d, err := Open(path, disk.Where{Volume: "vg0/root"}, work)
+		d, err := Source{}.Open(path, disk.Where{Volume: "vg0/root"}, work)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -258,7 +258,7 @@ func TestInBetween(t *testing.T) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(path, disk.Where{}, "")
+		d, err := Source{}.Open(path, disk.Where{}, "")
 		if errors.Is(err, takeover.ErrInBetween) != tc.is || !tc.is && err != nil {
 			t.Errorf("at %d of %d: %v", tc.at, tc.size, err)
 		}

@@ -22,7 +22,7 @@ func TestSameName(t *testing.T) {
 		if err := os.WriteFile(path, bytes.Repeat([]byte{byte(i)}, 1<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(path, disk.Where{}, work)
+		d, err := Source{}.Open(path, disk.Where{}, work)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +62,7 @@ func TestWorkOfOlder(t *testing.T) {
 		if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(path, disk.Where{}, work)
+		d, err := Source{}.Open(path, disk.Where{}, work)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -100,7 +100,7 @@ func TestOutlasts(t *testing.T) {
 		if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := Open(path, disk.Where{}, tc.work)
+		d, err := Source{}.Open(path, disk.Where{}, tc.work)
 		if err != nil {
 			t.Fatal(err)
 		}
