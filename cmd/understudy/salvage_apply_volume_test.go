@@ -83,7 +83,7 @@ func onVolume(t *testing.T, path, volume string, do func(device.Section)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	do(device.Section{Direct: device.Direct{File: f}, At: a.At})
+	do(device.On(f, a))
 }
 
 // copyData copies all but zeros.

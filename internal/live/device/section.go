@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 
 	"understudy.dev/understudy/internal/live/disk"
@@ -15,6 +16,9 @@ type Section struct {
 	Direct
 	At []disk.Stretch // of the image, in the order of the section's own bytes
 }
+
+// On is an area of an image.
+func On(image *os.File, a disk.Area) Section { return Section{Direct{image}, a.At} }
 
 // Len returns the size in bytes.
 func (s Section) Len() int64 { return disk.Area{At: s.At}.Len() }

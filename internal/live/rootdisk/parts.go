@@ -19,7 +19,7 @@ func Unclean(path string, inBetween func(device.Section) (bool, error)) (parts [
 	defer func() { err = errors.Join(err, claim.Close()) }()
 	areas, _, err := disk.Areas(claim, claim.Size)
 	for _, a := range areas {
-		on := device.Section{Direct: device.Direct{File: claim.File}, At: a.At}
+		on := device.On(claim.File, a)
 		fs, unclean := probe(on, a)
 		between, unread := inBetween(on)
 		if errors.Is(unclean, errUnclean) || between || a.Whole() && len(areas) == 1 && fs.kind != "ext4" {

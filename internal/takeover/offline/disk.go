@@ -89,7 +89,7 @@ func (s Source) open(path string, where disk.Where, work string, held *hold) (*D
 
 // section returns the selected part of the disk.
 func (d *Disk) section() device.Section {
-	return device.Section{Direct: device.Direct{File: d.File}, At: d.area.At}
+	return device.On(d.File, d.area)
 }
 
 // ReadAt reads from the selected part of the disk.

@@ -123,7 +123,7 @@ func (s *Supervisor) fileSystemOn(d pair.Disk) (io.ReaderAt, error) {
 	a, err := volumeOn(d, h)
 	switch {
 	case err == nil:
-		return device.Section{Direct: device.Direct{File: h.File}, At: a.At}, nil
+		return device.On(h.File, a), nil
 	case d.Type.Ext():
 		return nil, nil
 	}
@@ -135,7 +135,15 @@ func volumeOn(d pair.Disk, image *fence.Hold) (disk.Area, error) {
 	if d.Mirror != "" || d.LUKS != "" {
 		return disk.Area{}, fmt.Errorf("it lies on %s", strings.Join(d.Layers(), " and "))
 	}
-	return disk.At(image, image.Size, disk.Where{Volume: d.LVM})
+	return disk.At(image, image.Size, whereOf(d))
+}
+
+// whereOf returns the part of its image that has a disk's file system, if nothing but a volume lies between.
+func whereOf(d pair.Disk) disk.Where {
+	if d.LVM != "" {
+		return disk.Where{Volume: d.LVM}
+	}
+	return disk.Where{Part: d.Part}
 }
 
 // seen reports whether this machine can see a disk's file system.

@@ -77,18 +77,14 @@ func (m *machine) Image(ctx context.Context, name string) (takeover.Image, error
 		return nil, fmt.Errorf("image %s is not behind the fence", d.Image)
 	}
 	h := m.s.holds[d.Image]
-	where := disk.Where{Part: d.Part}
-	if d.LVM != "" {
-		where = disk.Where{Volume: d.LVM}
-	}
-	if where.Whole() {
-		return device.Direct{File: image}, nil
-	}
-	a, err := disk.At(image, h.Size, where)
+	a, err := disk.At(image, h.Size, whereOf(d))
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", d.Image, err)
 	}
-	return device.Section{Direct: device.Direct{File: image}, At: a.At}, nil
+	if a.Whole() {
+		return device.Direct{File: image}, nil
+	}
+	return device.On(image, a), nil
 }
 
 // Check checks a draft of the disk with this machine's e2fsck: that does not have to wait
