@@ -13,8 +13,6 @@ import (
 	"understudy.dev/understudy/dead/cachefs"
 	"understudy.dev/understudy/dead/ext4"
 	"understudy.dev/understudy/dead/inventory"
-	"understudy.dev/understudy/internal/live/device"
-	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/takeover/offline"
 )
 
@@ -119,11 +117,11 @@ func (c *chosen) backings(disks []string, from offline.Source) (map[*inventory.F
 
 // back opens what a disk has behind the files of each file system: the whole disk, or parts of it.
 func (c *chosen) back(behind map[*inventory.FileSystem]*inventory.Backing, f *offline.View) error {
-	parts, _, _ := disk.Areas(f, f.Size) // none, if the partition table is damaged: there may still be a file system at the beginning
+	parts, _, _ := f.Areas() // if the partition table is damaged, there may still be a file system at the beginning
 	var failed error
 	found := 0
-	for _, p := range append([]disk.Area{{At: []disk.Stretch{{Len: f.Size}}}}, parts...) {
-		on := device.Section{Direct: device.Direct{File: f.File}, At: p.At}
+	for _, p := range parts {
+		on := f.On(p)
 		fsys, err := c.whose(on)
 		if err != nil {
 			if failed == nil || errors.Is(failed, errNoExt) {

@@ -57,7 +57,8 @@ type custody struct {
 	Missing []string        `json:"missing"`
 	Note    json.RawMessage `json:"note,omitempty"` // Adoption.Note
 
-	changed bool // each disk that is not done has changed since its kernel died
+	changed bool              // each disk that is not done has changed since its kernel died
+	looked  map[string]onDisk // what places has found, by the path of the disk
 }
 
 // doneDisk is a disk that was brought up to date.

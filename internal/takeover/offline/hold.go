@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
+	"understudy.dev/understudy/internal/live/device"
+	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/qcow2"
 )
@@ -109,6 +112,17 @@ func (s Source) Look(path string) (*View, error) {
 	}
 	return v, nil
 }
+
+// Areas returns the whole disk, and then its partitions and linear logical volumes, as disk.Areas does. With an error it
+// returns the whole disk only.
+func (v *View) Areas() (areas []disk.Area, unusable []disk.Unusable, err error) {
+	parts, unusable, err := disk.Areas(v, v.Size)
+	parts = slices.DeleteFunc(parts, func(a disk.Area) bool { return a.Whole() })
+	return append([]disk.Area{{At: []disk.Stretch{{Len: v.Size}}}}, parts...), unusable, err
+}
+
+// On is an area of the disk.
+func (v *View) On(a disk.Area) device.Section { return device.On(v.File, a) }
 
 // Close closes the disk.
 func (v *View) Close() error {

@@ -16,7 +16,6 @@ import (
 	"understudy.dev/understudy/dead/kernel"
 	"understudy.dev/understudy/dead/pagecache"
 	"understudy.dev/understudy/dead/salvage"
-	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/live/foreign"
 	"understudy.dev/understudy/internal/live/hint"
@@ -105,10 +104,11 @@ func (a Adoption) Run(ctx context.Context, m *foreign.Machine) (*Adopted, error)
 	}
 	c := &custody{Name: m.Name, PID: m.PID, Note: a.Note}
 	for _, d := range disks {
-		if d.Format == "raw" {
+		switch d.Format {
+		case "raw":
 			c.Raw = append(c.Raw, d.Path)
-		} else {
-			c.Backing = m.OpenFiles()
+		case qcow2.Format:
+			c.Quit, c.Backing = true, m.OpenFiles()
 		}
 	}
 	if err := a.place(c, disks); err != nil {
@@ -218,7 +218,7 @@ func (c *custody) beside(disks []foreign.Disk) (dir string) {
 			continue
 		}
 		size := st.Size()
-		if found, _, err := c.source(d.Path).places(d.Path); err == nil && len(found) > 0 {
+		if found, _, err := c.places(d.Path); err == nil && len(found) > 0 {
 			size += 1 << 62
 		}
 		if size > most {
@@ -239,14 +239,12 @@ func (a *Adoption) find(image string, disks []foreign.Disk, c *custody) (types [
 	if _, panicked, err := memory.Kernel.PanicCPU(); (err != nil || !panicked) && !a.Hung {
 		return nil, hint.New("salvage a running machine", errRuns, "Nothing was touched, and it goes on. If it hangs and will not come back, say so with --hung.")
 	}
-	// If Absent fails, we go on: a dead machine's data is not to be lost because this could not be found out.
-	for _, d := range disks {
-		if c.Quit = c.Quit || d.Format == qcow2.Format; c.Quit {
-			if err := stopped(memory.Kernel); err != nil {
-				return nil, err
-			}
+	if c.Quit {
+		if err := stopped(memory.Kernel); err != nil {
+			return nil, err
 		}
 	}
+	// If Absent fails, we go on: a dead machine's data is not to be lost because this could not be found out.
 	if absent, _ := memory.Kernel.Absent(); len(absent) > 0 {
 		return nil, hint.New("copy a machine's memory", fmt.Errorf("its kernel has hotplugged memory, which the file would lack: %v", absent),
 			"Nothing was touched. Have QEMU dump all of it (dump-guest-memory, or virsh dump --memory-only), and use that file.")
@@ -332,14 +330,13 @@ func (c *custody) identified(disks []foreign.Disk) (map[pagecache.UUID]Place, []
 	on := make(map[pagecache.UUID]Place)
 	var unusable []disk.Unusable
 	for _, d := range disks {
-		from := c.source(d.Path)
-		if is, err := from.shows(d.Path); err != nil {
+		if is, err := c.source(d.Path).shows(d.Path); err != nil {
 			return nil, nil, err
 		} else if d.Format != "raw" && !is {
 			return nil, nil, hint.New("open disk "+d.Path, fmt.Errorf("it is a %s image", d.Format),
 				"Only raw and qcow2 images and block devices can be written to. Save its memory (understudy salvage save), end QEMU in good order (quit, in its monitor), convert the image (qemu-img convert -O raw), and apply the memory to that.")
 		}
-		found, not, err := from.places(d.Path)
+		found, not, err := c.places(d.Path)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -355,6 +352,26 @@ func (c *custody) identified(disks []foreign.Disk) (map[pagecache.UUID]Place, []
 	return on, unusable, nil
 }
 
+// onDisk is what Source.places returns.
+type onDisk struct {
+	found    map[Place]pagecache.UUID
+	unusable []disk.Unusable
+	err      error
+}
+
+// places is Source.places for a disk of the machine, which stands still: each disk is looked at once.
+func (c *custody) places(path string) (map[Place]pagecache.UUID, []disk.Unusable, error) {
+	l, known := c.looked[path]
+	if !known {
+		l.found, l.unusable, l.err = c.source(path).places(path)
+		if c.looked == nil {
+			c.looked = make(map[string]onDisk)
+		}
+		c.looked[path] = l
+	}
+	return l.found, l.unusable, l.err
+}
+
 // places finds the file systems on a disk: one on the whole disk, or those of its partitions and linear logical volumes. It
 // also returns what of LVM there is besides.
 func (s Source) places(path string) (map[Place]pagecache.UUID, []disk.Unusable, error) {
@@ -364,29 +381,22 @@ func (s Source) places(path string) (map[Place]pagecache.UUID, []disk.Unusable, 
 	}
 	defer f.Close()
 	found := make(map[Place]pagecache.UUID)
-	identify := func(a disk.Area) error {
+	areas, unusable, damaged := f.Areas()
+	for _, a := range areas {
 		p := Place{path, a.Where}
-		fs, err := salvage.Identify(device.Section{Direct: device.Direct{File: f.File}, At: a.At})
+		fs, err := salvage.Identify(f.On(a))
 		switch {
 		case errors.Is(err, salvage.ErrNoFileSystem):
-			return nil
+			continue
 		case err != nil:
-			return fmt.Errorf("open disk %v: %w", p, err)
+			return nil, nil, fmt.Errorf("open disk %v: %w", p, err)
 		}
-		found[p] = fs.UUID
-		return nil
-	}
-	if err := identify(disk.Area{At: []disk.Stretch{{Len: f.Size}}}); err != nil || len(found) > 0 {
-		return found, nil, err
-	}
-	areas, unusable, err := disk.Areas(f, f.Size)
-	if err != nil {
-		return nil, nil, fmt.Errorf("open disk %s: %w", path, err)
-	}
-	for _, a := range areas {
-		if err := identify(a); err != nil {
-			return nil, nil, err
+		if found[p] = fs.UUID; a.Whole() {
+			return found, nil, nil
 		}
+	}
+	if damaged != nil {
+		return nil, nil, fmt.Errorf("open disk %s: %w", path, damaged)
 	}
 	return found, unusable, nil
 }

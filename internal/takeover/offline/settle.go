@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/disk"
 	"understudy.dev/understudy/internal/takeover"
 )
@@ -38,12 +37,9 @@ func (s Source) unsettled(path string) (parts []disk.Where, err error) {
 		return nil, err
 	}
 	defer f.Close()
-	areas, _, err := disk.Areas(f, f.Size)
-	if err != nil { // the table cannot be read: only the whole disk is looked at
-		areas = []disk.Area{{At: []disk.Stretch{{Len: f.Size}}}}
-	}
+	areas, _, _ := f.Areas() // if the table cannot be read, only the whole disk is looked at
 	for _, a := range areas {
-		is, err := InBetween(device.Section{Direct: device.Direct{File: f.File}, At: a.At})
+		is, err := InBetween(f.On(a))
 		if err != nil {
 			return nil, err
 		}

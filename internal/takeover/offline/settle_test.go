@@ -115,7 +115,7 @@ func TestMoved(t *testing.T) {
 	}
 }
 
-// TestSettleParts checks that each part of a disk in between is finished, from its own work directory: partitions, and a logical
+// TestSettleParts checks that each part of a disk in between is finished, from its own work directory: all of it, partitions, and a logical
 // volume in two pieces.
 func TestSettleParts(t *testing.T) {
 	path, work := filepath.Join(t.TempDir(), "disk.img"), t.TempDir()
@@ -137,6 +137,7 @@ func TestSettleParts(t *testing.T) {
 		at     [2]int // where its bytes 4096 and 128 KiB - 512 are on the disk
 		second int    // where the byte 128 KiB is
 	}{
+		{disk.Where{}, [2]int{4096, 128<<10 - 512}, 128 << 10}, // whatever the table says
 		{disk.Where{Part: 1}, [2]int{1<<20 + 4096, 1<<20 + 128<<10 - 512}, 1<<20 + 128<<10},
 		{disk.Where{Part: 2}, [2]int{2<<20 + 4096, 2<<20 + 128<<10 - 512}, 2<<20 + 128<<10},
 		{disk.Where{Volume: "vg0/a-b"}, [2]int{pieces + 3*lvmdisk.Extent + 4096, pieces + 4*lvmdisk.Extent - 512}, pieces + lvmdisk.Extent},
@@ -163,7 +164,7 @@ func TestSettleParts(t *testing.T) {
 		copy(all[tt.second:], text)
 	}
 	r, err := Settle(t.Context(), path, work, Source{})
-	if err != nil || len(r) != 3 {
+	if err != nil || len(r) != 4 {
 		t.Fatalf("%v, %d reports", err, len(r))
 	}
 	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, all) {
