@@ -63,6 +63,10 @@ func (d *Disk) find(where disk.Where) error {
 	var roots []fileSystem
 	var names []string
 	for _, fs := range d.rest {
+		if n := len(fs.At); n > 1 { // a loop device shows one piece
+			kinds = append(kinds, fmt.Sprintf("ext4 in %s, which is in %d pieces (pvmove --alloc contiguous makes it one, in the machine itself)", fs.Name(), n))
+			continue
+		}
 		is, err := d.isRoot(fs)
 		switch {
 		case err != nil:
@@ -79,9 +83,6 @@ func (d *Disk) find(where disk.Where) error {
 	case 1:
 		d.root, d.UUID = roots[0], roots[0].uuid
 		d.rest = slices.DeleteFunc(d.rest, func(fs fileSystem) bool { return fs.Where == d.root.Where })
-		if n := len(d.root.At); n > 1 {
-			return hint.New("look at disk "+d.Path, fmt.Errorf("%s, with the root file system, is in %d pieces", d.root.Name(), n), "Make it one piece: pvmove --alloc contiguous, in the machine itself.")
-		}
 		return nil
 	case 0:
 		return hint.New("look at disk "+d.Path, fmt.Errorf("no root file system of the ext family %s, but %s", in(where), cmp.Or(strings.Join(kinds, ", "), "nothing that we know")),
@@ -108,7 +109,7 @@ func (d *Disk) probe() (others []string, err error) {
 		others = append(others, u.Error())
 	}
 	for _, a := range areas {
-		fs, err := probe(device.Section{Direct: device.Direct{File: d.claim.File}, At: a.At}, a)
+		fs, err := probe(device.On(d.claim.File, a), a)
 		if err != nil {
 			return nil, hint.New("look at disk "+d.Path, err,
 				"Boot the machine that it is of and shut it down in good order. If its kernel has died and its memory is there, first: understudy salvage apply.")

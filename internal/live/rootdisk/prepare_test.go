@@ -1,6 +1,7 @@
 package rootdisk
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"understudy.dev/understudy/internal/lab/lvmdisk"
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/device"
 	"understudy.dev/understudy/internal/live/disk"
@@ -282,6 +284,83 @@ func TestSeveralRoots(t *testing.T) {
 	}
 	if d, err := Open(path, disk.Where{Part: 3}); err == nil || !strings.Contains(err.Error(), "in partition 3, but one in partition 1, one in partition 2") {
 		t.Errorf("%v, %v", d, err)
+	}
+}
+
+// TestRootInVolume: a root file system in a linear logical volume is found and prepared, if the volume is in one piece. One in
+// several pieces is not mounted, and is named.
+func TestRootInVolume(t *testing.T) {
+	root := lvmdisk.Linear(4, 64<<20/lvmdisk.Extent)
+	end := 4 + root.Count
+	for name, tt := range map[string]struct {
+		volumes map[string][]lvmdisk.Segment // each gets the system
+		err     string
+	}{
+		"one piece":      {map[string][]lvmdisk.Segment{"root": {root}, "home": {lvmdisk.Linear(end, root.Count), lvmdisk.Linear(0, 2)}}, ""},
+		"several pieces": {map[string][]lvmdisk.Segment{"root": {root, lvmdisk.Linear(0, 2)}}, "ext4 in logical volume vg0/root, which is in 2 pieces"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			system, err := os.ReadFile(image(t, tree(t), false))
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(t.TempDir(), "volumes.img")
+			var lines []string
+			for name, segments := range tt.volumes {
+				lines = append(lines, lvmdisk.Volume(name, lvmdisk.Visible, segments...))
+			}
+			if err := lvmdisk.Make(path, int64(end+root.Count), lines...); err != nil {
+				t.Fatal(err)
+			}
+			on := func(volume string) (*os.File, device.Section) {
+				f, err := os.OpenFile(path, os.O_RDWR, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				st, err := f.Stat()
+				if err != nil {
+					t.Fatal(err)
+				}
+				a, err := disk.At(f, st.Size(), disk.Where{Volume: "vg0/" + volume})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return f, device.On(f, a)
+			}
+			for name := range tt.volumes {
+				f, v := on(name)
+				_, err := v.WriteAt(system, 0)
+				if err = errors.Join(err, f.Close()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d, err := Open(path, disk.Where{})
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("%v, %v", d, err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.Root() != "/dev/mapper/vg0-root" {
+				t.Errorf("it is to boot from %s", d.Root())
+			}
+			program := filepath.Join(t.TempDir(), "program")
+			err = os.WriteFile(program, []byte("the agent"), 0o755)
+			if err = errors.Join(err, d.Prepare(Content{Program: program}, func(string) {}), d.Close()); err != nil {
+				t.Fatal(err)
+			}
+			for name, changed := range map[string]bool{"root": true, "home": false} {
+				f, v := on(name)
+				b := make([]byte, len(system))
+				_, err := v.ReadAt(b, 0)
+				if err = errors.Join(err, f.Close()); err != nil || bytes.Equal(b, system) == changed {
+					t.Errorf("volume %s: %v; it was to change: %v", name, err, changed)
+				}
+			}
+		})
 	}
 }
 
