@@ -47,13 +47,7 @@ const (
 )
 
 // crc is LVM's checksum (lib/misc/crc.c): CRC-32 with a start of its own, and without the complements.
-func crc(pieces ...[]byte) uint32 {
-	sum := ^uint32(lvmCRC)
-	for _, b := range pieces {
-		sum = crc32.Update(sum, crc32.IEEETable, b)
-	}
-	return ^sum
-}
+func crc(b []byte) uint32 { return ^crc32.Update(^uint32(lvmCRC), crc32.IEEETable, b) }
 
 // readPhysical reads the label and the metadata of a physical volume. It fails with errNoLabel if it is none.
 func readPhysical(r io.ReaderAt, at Stretch) (physical, error) {
@@ -221,10 +215,14 @@ func volumes(r io.ReaderAt, parts []Area) (all []Area, unusable []Unusable) {
 type group struct {
 	name    string
 	text    section
-	extent  int64               // bytes
-	members map[string]physical // by the names that the text gives them; only those that are here
-	first   map[string]int64    // where a member's extents begin in it, in bytes
-	count   map[string]int64    // how many extents a member has
+	extent  int64              // bytes
+	members map[string]extents // by the names that the text gives them
+}
+
+// extents are those of a physical volume.
+type extents struct {
+	at    int64 // where they begin on the disk, in bytes
+	count int64 // how many there are
 }
 
 // volumes returns the group's logical volumes. here are the physical volumes on the disk.
@@ -275,7 +273,7 @@ func (g *group) open(here []physical) error {
 		return errors.New("the volume group is shared with other machines")
 	}
 	g.extent = extent * sector
-	g.members, g.first, g.count = make(map[string]physical), make(map[string]int64), make(map[string]int64)
+	g.members = make(map[string]extents)
 	pvs := g.text.section("physical_volumes")
 	for name := range pvs {
 		pv := pvs.section(name)
@@ -289,10 +287,11 @@ func (g *group) open(here []physical) error {
 		if err = errors.Join(err, err2); err != nil {
 			return err
 		}
-		if p := here[i]; start > p.at.Len/sector || count > (p.at.Len-start*sector)/g.extent {
+		p := here[i]
+		if start > p.at.Len/sector || count > (p.at.Len-start*sector)/g.extent {
 			return fmt.Errorf("physical volume %s has %d bytes, but is said to have %d extents of %d from sector %d on", name, p.at.Len, count, g.extent, start)
 		}
-		g.members[name], g.first[name], g.count[name] = here[i], start*sector, count
+		g.members[name] = extents{p.at.Off + start*sector, count}
 	}
 	return nil
 }
@@ -361,12 +360,12 @@ func (g *group) stretches(lv section) (at []Stretch, err error) {
 		}
 		name, _ := stripes[0].(string)
 		from, _ := stripes[1].(int64)
-		member, ok := g.members[name]
-		if !ok || start != next || count == 0 || from < 0 || count > g.count[name] || from > g.count[name]-count {
+		on, ok := g.members[name]
+		if !ok || start != next || count == 0 || from < 0 || count > on.count || from > on.count-count {
 			return nil, fmt.Errorf("segment %d makes no sense: %d extents from %d on, at %d of %q", i+1, count, start, from, name)
 		}
 		next += count
-		off := member.at.Off + g.first[name] + from*g.extent
+		off := on.at + from*g.extent
 		if last := len(at) - 1; last >= 0 && at[last].Off+at[last].Len == off {
 			at[last].Len += count * g.extent
 			continue

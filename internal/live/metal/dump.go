@@ -66,18 +66,21 @@ func dumpAt(root fs.FS, name string) (string, error) {
 }
 
 func dumpFits(root fs.FS, at string, size int64) error {
+	has, err := sizeOf(root, at)
+	if err == nil && has < size {
+		err = fmt.Errorf("it has %d MiB, and a dump of this machine's memory takes %d", has>>20, (size+1<<20-1)>>20)
+	}
+	return err
+}
+
+// sizeOf returns the size in bytes of a disk, or of a partition, whose directory in sysfs is at.
+func sizeOf(root fs.FS, at string) (int64, error) {
 	b, err := fs.ReadFile(root, at+"/size")
 	if err != nil {
-		return err
+		return 0, err
 	}
 	sectors, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-	if err != nil {
-		return err
-	}
-	if sectors < (size+sector-1)/sector {
-		return fmt.Errorf("it has %d MiB, and a dump of this machine's memory takes %d", sectors*sector>>20, (size+1<<20-1)>>20)
-	}
-	return nil
+	return sectors * sector, err
 }
 
 // dumpFree returns an error if a disk or a partition is in use: it has partitions, something lies on it, or it

@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"path"
-	"strconv"
 	"strings"
 
 	"understudy.dev/understudy/internal/live/disk"
@@ -62,11 +61,7 @@ func unmangle(name string) (volume string, err error) {
 
 // linear checks that a volume is linear, on the device whose directory in sysfs is at.
 func linear(root fs.FS, at, volume string) error {
-	b, err := fs.ReadFile(root, at+"/size")
-	if err != nil {
-		return err
-	}
-	size, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	size, err := sizeOf(root, at)
 	if err != nil {
 		return err
 	}
@@ -79,6 +74,6 @@ func linear(root fs.FS, at, volume string) error {
 	if !ok {
 		return errors.ErrUnsupported
 	}
-	_, err = disk.At(r, size*sector, disk.Where{Volume: volume})
+	_, err = disk.At(r, size, disk.Where{Volume: volume})
 	return err
 }

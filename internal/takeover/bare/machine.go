@@ -121,17 +121,9 @@ func (m *machine) Image(_ context.Context, name string) (takeover.Image, error) 
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: %w", name, err)
 	}
-	return volume{device.Section{Direct: device.Direct{File: f}, At: a.At}}, nil
+	// Without WriteStretches: most of what is written is in memory that cannot be written from past the page cache (/dev/mem).
+	return struct{ takeover.Image }{device.On(f, a)}, nil
 }
-
-// volume is a logical volume. It has no WriteStretches: most of what is written is in memory that cannot be written from
-// past the page cache (/dev/mem).
-type volume struct{ at device.Section }
-
-func (v volume) ReadAt(b []byte, off int64) (int, error)   { return v.at.ReadAt(b, off) }
-func (v volume) WriteAt(b []byte, off int64) (int, error)  { return v.at.WriteAt(b, off) }
-func (v volume) Seek(off int64, whence int) (int64, error) { return v.at.Seek(off, whence) }
-func (v volume) Sync() error                               { return v.at.Sync() }
 
 // volumeOf is the logical volume that a disk of the role is, or empty.
 func (m *machine) volumeOf(name string) string {
