@@ -89,12 +89,7 @@ func TestMetalAgain(t *testing.T) {
 	checkMAC(t, ns)
 	checkTold(t, string(said), 10, goneAgain, fetch)
 	awaitProtected(t, ctx, fetch, "/cgi-bin/status")
-	if _, err := client.Get("http://10.77.0.2/cgi-bin/return"); err == nil {
-		t.Error("the understudy did not give the machine back")
-	}
-	if err := r.Wait(); err != nil {
-		t.Fatal(err)
-	}
+	givesBack(t, client, r, "/cgi-bin/return")
 	left := lookInto(t, disk)
 	checkTold(t, string(said), 10, goneAgain, func(path string) []byte {
 		b, err := os.ReadFile(left + path)

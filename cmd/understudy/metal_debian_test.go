@@ -251,15 +251,7 @@ func (d *debian) dies(t *testing.T, way string) (seen metalTakeover) {
 	if !strings.HasPrefix(report.Verdict, death.cause) || len(report.Refused) > 0 || len(report.Commits) != 2 || !report.Durable {
 		t.Errorf("the report is %s: %+v", report.Verdict, report.Report)
 	}
-	for _, s := range report.Steps {
-		t.Logf("%-10s %8.1f ms to %8.1f", s.Name, s.Start, s.End)
-	}
-	if _, err := client.Get("http://10.77.0.2/srv/cgi-bin/return"); err == nil {
-		t.Error("the understudy did not give the machine back")
-	}
-	if err := r.Wait(); err != nil {
-		t.Fatal(err)
-	}
+	givesBack(t, client, r, "/srv/cgi-bin/return")
 	at := d.checkDisks(t, r.Console())
 	for _, c := range nfs {
 		c.left(t, at)

@@ -291,7 +291,22 @@ func metalReport(t *testing.T, fetch func(path string) []byte, path string) (rep
 			}
 		}
 	}
+	for _, s := range report.Steps {
+		t.Logf("%-10s %8.1f ms to %8.1f", s.Name, s.Start, s.End)
+	}
 	return report
+}
+
+// givesBack has the understudy give the machine back, by the program that its web server has at a path: it resets the
+// machine, and everything is on the disk.
+func givesBack(t *testing.T, client *http.Client, r *barelab.Running, path string) {
+	t.Helper()
+	if _, err := client.Get("http://10.77.0.2" + path); err == nil {
+		t.Error("the understudy did not give the machine back")
+	}
+	if err := r.Wait(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func checkMAC(t *testing.T, ns *netns.Namespace) {

@@ -80,9 +80,6 @@ func TestMetalPrograms(t *testing.T) {
 	_, fetch := metalClient(t, ctx, d.network)
 	report := metalReport(t, fetch, "/run/understudy/takeover.json")
 	t.Logf("served again after %v", time.Since(died))
-	for _, s := range report.Steps {
-		t.Logf("%-10s %8.1f ms to %8.1f", s.Name, s.Start, s.End)
-	}
 	if len(report.Refused) > 0 || !report.Durable || len(report.Unready) > 0 {
 		t.Errorf("the report is %+v", report.Report)
 	}

@@ -206,16 +206,7 @@ func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, death death
 	if report.CPUs != 3 { // of four; the boot CPU stays parked
 		t.Errorf("the understudy has %d CPUs", report.CPUs)
 	}
-	for _, s := range report.Steps {
-		t.Logf("%-10s %8.1f ms to %8.1f", s.Name, s.Start, s.End)
-	}
-	// The understudy gives the machine back, which resets it, and everything is on the disk.
-	if _, err := client.Get("http://10.77.0.2/cgi-bin/return"); err == nil {
-		t.Error("the understudy did not give the machine back")
-	}
-	if err := r.Wait(); err != nil {
-		t.Fatal(err)
-	}
+	givesBack(t, client, r, "/cgi-bin/return")
 	checkDisk(t, r.Console(), disk)
 	return seen
 }

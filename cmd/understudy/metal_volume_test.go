@@ -106,15 +106,7 @@ mount -t ext4 -o commit=86400,noinit_itable /dev/mapper/a--group-between /srv/mo
 	if len(report.Refused) > 0 || len(report.Commits) != 2 || !report.Durable {
 		t.Errorf("the report is %+v", report.Report)
 	}
-	for _, s := range report.Steps {
-		t.Logf("%-10s %8.1f ms to %8.1f", s.Name, s.Start, s.End)
-	}
-	if _, err := client.Get("http://10.77.0.2/cgi-bin/return"); err == nil {
-		t.Error("the understudy did not give the machine back")
-	}
-	if err := r.Wait(); err != nil {
-		t.Fatal(err)
-	}
+	givesBack(t, client, r, "/cgi-bin/return")
 	left := make(map[string]string)
 	for _, v := range []string{"srv", "between"} {
 		plain := filepath.Join(dir, v+".img")
