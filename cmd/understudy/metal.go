@@ -16,6 +16,7 @@ import (
 
 	"understudy.dev/understudy/internal/live/metal"
 	"understudy.dev/understudy/internal/live/wire"
+	"understudy.dev/understudy/internal/takeover/bare"
 )
 
 func metalCommand() *cobra.Command {
@@ -144,7 +145,7 @@ func (b *beside) understudy(w io.Writer) (*metal.Understudy, error) {
 	if err := json.Unmarshal(role, &u.Config.Role); err != nil {
 		return nil, fmt.Errorf("read role %s: %w", b.role, err)
 	}
-	omitted, err := metal.CheckRole(os.DirFS("/"), u.Config.Role)
+	omitted, err := checkRole(u.Config.Role)
 	if err == nil {
 		err = metal.CheckNICs(u.Config.Role)
 	}
@@ -226,6 +227,9 @@ func (b *beside) run(ctx context.Context, w io.Writer) error {
 		}
 		if err == nil {
 			err = metal.CheckDisks(root, u.Config.Role)
+		}
+		if err == nil {
+			err = bare.CheckFileSystems(u.Config.Role)
 		}
 		if err == nil {
 			err = metal.CheckNICs(u.Config.Role)

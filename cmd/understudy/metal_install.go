@@ -192,7 +192,7 @@ func (i *installation) takeRole() (role wire.Config, text []byte, err error) {
 		err = json.Unmarshal(text, &role)
 	}
 	if err == nil {
-		_, err = metal.CheckRole(os.DirFS("/"), role)
+		_, err = checkRole(role)
 	}
 	if err != nil {
 		return role, nil, fmt.Errorf("role %s: %w", i.role, err)
@@ -223,7 +223,7 @@ func (i *installation) makeRole() (role wire.Config, err error) {
 		if err != nil {
 			return role, err
 		}
-		role.Disks = append(role.Disks, d)
+		role.Disks = metal.Join(role.Disks, d)
 	}
 	for _, name := range i.interfaces {
 		n, err := metal.NICOf(name)
@@ -249,8 +249,17 @@ func (i *installation) makeRole() (role wire.Config, err error) {
 		}
 		role.Services = append(role.Services, s)
 	}
-	_, err = metal.CheckRole(os.DirFS("/"), role)
+	_, err = checkRole(role)
 	return role, err
+}
+
+// checkRole returns why a role cannot be carried out for this machine, and the settings of units that are not carried
+// out.
+func checkRole(role wire.Config) (omitted []string, err error) {
+	if omitted, err = metal.CheckRole(os.DirFS("/"), role); err == nil {
+		err = bare.CheckFileSystems(role)
+	}
+	return omitted, err
 }
 
 // dumpOf returns the name of a block device in a role.
@@ -345,11 +354,14 @@ func (i *installation) image(c wire.Config, path string) error {
 	if err != nil {
 		return err
 	}
-	var under []string
+	var under, types []string
+	for _, d := range c.Disks {
+		types = append(types, d.Type)
+	}
 	if slices.ContainsFunc(c.Disks, func(d wire.Disk) bool { return d.Volume != "" }) {
 		under = []string{"lvm"}
 	}
-	image := guest.Image{Under: under, Modules: "/lib/modules/" + i.release, Drivers: drivers, NFSServer: c.NFS != nil}
+	image := guest.Image{Under: under, Types: types, Modules: "/lib/modules/" + i.release, Drivers: drivers, NFSServer: c.NFS != nil}
 	for _, f := range i.files {
 		more, err := initramfs.Add(f)
 		if err != nil {

@@ -23,7 +23,7 @@ const busybox = "/bin/busybox"
 
 var applets = []string{
 	"sh", "insmod", "mount", "umount", "cat", "echo", "ls", "dmesg", "sleep", "sync", "sysctl", "sha256sum", "dd", "seq",
-	"mkdir", "ip", "poweroff", "grep", "head", "tail", "mv", "rm", "wc", "httpd", "arping", "find", "sort", "taskset", "chmod", "touch", "nproc", "devmem", "timeout", "stty",
+	"mkdir", "cp", "ip", "poweroff", "grep", "head", "tail", "mv", "rm", "wc", "httpd", "arping", "find", "sort", "taskset", "chmod", "touch", "nproc", "devmem", "timeout", "stty",
 }
 
 // Image is the initramfs of the machine's own Linux.

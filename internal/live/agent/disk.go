@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -157,9 +158,6 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 	if err := flushBuffers(path); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(d.Mount, 0o755); err != nil {
-		return fmt.Errorf("make mount point: %w", err)
-	}
 	m := mounted{Disk: d, device: path}
 	log := listen()
 	// What held the disk right before may not be quite gone.
@@ -168,7 +166,7 @@ func (a *Agent) mountDisk(ctx context.Context, d wire.Disk) error {
 		return mountError(d, path, said, err)
 	}
 	if err := m.open(); err != nil {
-		return errors.Join(err, unix.Unmount(d.Mount, 0))
+		return errors.Join(err, m.unmount(ctx))
 	}
 	m.unwatch = a.watchDisk(d, path)
 	a.mounts = append(a.mounts, m)
@@ -264,9 +262,37 @@ type mounted struct {
 	before string   // what health.errors said first
 }
 
+// mount mounts the disk on all its directories, or on none.
 func (m *mounted) mount() error {
-	flags, data := mountOptions(m.Options)
-	return unix.Mount(m.device, m.Mount, m.Type, flags, data)
+	for i, p := range m.Points() {
+		err := os.MkdirAll(p.Dir, 0o755)
+		if err == nil {
+			flags, data := mountOptions(p.Options)
+			err = unix.Mount(m.device, p.Dir, m.Type, flags, data)
+		}
+		if err != nil {
+			for _, done := range slices.Backward(m.Points()[:i]) {
+				err = errors.Join(err, unix.Unmount(done.Dir, 0))
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// unmount unmounts the disk from all its directories, or from none.
+func (m *mounted) unmount(ctx context.Context) error {
+	points := m.Points()
+	for i, p := range slices.Backward(points) {
+		if err := unmount(ctx, p.Dir); err != nil {
+			for _, done := range points[i+1:] {
+				flags, data := mountOptions(done.Options)
+				err = errors.Join(err, unix.Mount(m.device, done.Dir, m.Type, flags, data))
+			}
+			return err
+		}
+	}
+	return nil
 }
 
 // mountPoint is the directory where a disk is mounted, or empty if it is not.
@@ -294,7 +320,7 @@ func (a *Agent) unmountAll(ctx context.Context) error {
 			}
 		}
 		last.close() // save opens it again if it cannot be unmounted
-		if err := unmount(ctx, last.Mount); err != nil {
+		if err := last.unmount(ctx); err != nil {
 			return err
 		}
 		if err := last.released(ctx); err != nil {

@@ -55,7 +55,7 @@ func (a *Agent) write(ctx context.Context, r wire.WriteRequest) (none, error) {
 
 // name undoes operations on names that were in flight.
 func (a *Agent) name(_ context.Context, r wire.NameRequest) (wire.NameResult, error) {
-	mount, _, done, err := a.openMount(r.Disk)
+	mount, _, done, err := a.OpenMount(r.Disk)
 	if err != nil {
 		return wire.NameResult{}, err
 	}
@@ -68,7 +68,7 @@ func (a *Agent) name(_ context.Context, r wire.NameRequest) (wire.NameResult, er
 // apply brings the files of a plan to the state the dead kernel had in memory.
 // A file for which that fails is reported, and keeps what was done up to then.
 func (a *Agent) apply(_ context.Context, r wire.ApplyRequest) (wire.ApplyResult, error) {
-	mount, kind, done, err := a.openMount(r.Disk)
+	mount, kind, done, err := a.OpenMount(r.Disk)
 	if err != nil {
 		return wire.ApplyResult{}, err
 	}
@@ -83,9 +83,9 @@ func (a *Agent) apply(_ context.Context, r wire.ApplyRequest) (wire.ApplyResult,
 	return result, err
 }
 
-// openMount opens the top directory of a mounted disk. It returns that, the type of the
+// OpenMount opens the top directory of a mounted disk. It returns that, the type of the
 // file system, and the function that closes it again.
-func (a *Agent) openMount(disk string) (*os.File, string, func(), error) {
+func (a *Agent) OpenMount(disk string) (*os.File, string, func(), error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	d, err := a.disk(disk)

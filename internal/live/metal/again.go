@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -57,10 +56,11 @@ func OnDisk(path string, role wire.Config) error {
 	if err != nil {
 		return fmt.Errorf("look at %s: %w", path, err)
 	}
-	for _, d := range role.Disks {
-		mounted, err := device(d.Mount)
-		if err == nil && mounted == at && (d.Mount == "/" || strings.HasPrefix(path, d.Mount+"/")) {
-			return nil
+	if d, ok := diskAt(&role, path); ok {
+		for _, p := range d.Points() {
+			if mounted, err := device(p.Dir); err == nil && mounted == at && within(path, p.Dir) {
+				return nil
+			}
 		}
 	}
 	return fmt.Errorf("%s is on no disk that is taken over, and would not be there to start another understudy from", path)

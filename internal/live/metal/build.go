@@ -46,7 +46,7 @@ func Build(m *Machine, r Reservation, u *Understudy) (*Built, error) {
 }
 
 // taken are the types of file systems that can be taken over.
-var taken = []string{"ext4", "ext3", "ext2"}
+var taken = []string{"ext4", "ext3", "ext2", "xfs", "btrfs"}
 
 // checkRole refuses a role that an understudy could not carry out.
 func checkRole(role *wire.Config) error {
@@ -58,6 +58,9 @@ func checkRole(role *wire.Config) error {
 	for _, d := range role.Disks {
 		if d.Name == "" || !path.IsAbs(d.Mount) || !slices.Contains(taken, d.Type) {
 			return fmt.Errorf("disk %q of type %q on %q: a serial number, one of %v and a directory are needed", d.Name, d.Type, d.Mount, taken)
+		}
+		if err := checkPoints(role, d); err != nil {
+			return err
 		}
 		if _, of, volume := strings.Cut(d.Name, volumeSuffix); volume != (d.Volume != "") || volume && of != (disk.Where{Volume: d.Volume}).Mapper() {
 			return fmt.Errorf("disk %q with logical volume %q: its name must end in %s and the volume's name as it is in /dev/mapper, or neither must be there", d.Name, d.Volume, volumeSuffix)

@@ -159,7 +159,7 @@ func TestBuildRefused(t *testing.T) {
 	}
 	for name, u := range map[string]*Understudy{
 		"NFS":               role(wire.Config{NFS: new(wire.NFS)}),
-		"type of disk":      role(wire.Config{Disks: []wire.Disk{{Name: "data", Type: "xfs", Mount: "/srv"}}}),
+		"type of disk":      role(wire.Config{Disks: []wire.Disk{{Name: "data", Type: "f2fs", Mount: "/srv"}}}),
 		"place of disk":     role(wire.Config{Disks: []wire.Disk{{Name: "data", Type: "ext4", Mount: "srv"}}}),
 		"MAC":               role(wire.Config{NICs: []wire.NIC{{MAC: "52:54", Address: "10.0.0.1/8"}}}),
 		"address":           role(wire.Config{NICs: []wire.NIC{{MAC: "52:54:00:00:00:02", Address: "10.0.0.1"}}}),

@@ -101,6 +101,7 @@ func sysfs(mountinfo string) fstest.MapFS {
 			files[at+"/"+d.part+"/partition"] = file(d.part[len(d.part)-1:] + "\n")
 		}
 		files["sys/dev/block/"+d.number] = link("../../devices/" + node)
+		files["sys/class/block/"+path.Base(node)+"/dev"] = file(d.number + "\n")
 	}
 	files["sys/devices/"+subsystem+"nvme1"] = link("../../../" + pci + nvme)
 	return files
@@ -112,6 +113,8 @@ const volumeDir = "sys/devices/virtual/block/dm-1"
 func withVolume(files fstest.MapFS) fstest.MapFS {
 	const below = "pci0000:00/0000:00:1f.2/ata2/host1/target1:0:0/1:0:0:0/block/sdb/sdb1"
 	files["sys/dev/block/253:1"] = link("../../devices/virtual/block/dm-1")
+	files["sys/class/block/dm-1/dev"] = file("253:1\n")
+	files["dev/mapper/vg0-a--srv"] = link("../dm-1")
 	files[volumeDir+"/dm/name"] = file("vg0-a--srv\n")
 	files[volumeDir+"/dm/uuid"] = file("LVM-x\n")
 	files[volumeDir+"/slaves/sdb1"] = link("../../../../" + below)
@@ -137,6 +140,29 @@ func link(to string) *fstest.MapFile {
 
 func file(text string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(text)} }
 
+// subvolume is the line of a mount of btrfs in mountinfo.
+func subvolume(source, root, of, dir string) string {
+	return "36 25 0:40 " + root + " " + dir + " rw,relatime shared:1 - btrfs " + source + " rw,space_cache=v2,subvolid=257,subvol=" + of + "\n"
+}
+
+// TestJoin checks that directories with subvolumes of one file system become one disk, whatever order they are given in.
+func TestJoin(t *testing.T) {
+	point := func(name, dir string) wire.Disk {
+		return wire.Disk{Name: name, Type: "btrfs", Mount: dir, Options: "subvol=/@" + dir[1:]}
+	}
+	var disks []wire.Disk
+	for _, d := range []wire.Disk{point("a", "/home"), point("b", "/srv"), point("a", "/var/log"), point("a", "/")} {
+		disks = Join(disks, d)
+	}
+	want := []wire.Disk{
+		{Name: "a", Type: "btrfs", Mount: "/", Options: "subvol=/@", Also: []wire.MountPoint{{Dir: "/home", Options: "subvol=/@home"}, {Dir: "/var/log", Options: "subvol=/@var/log"}}},
+		point("b", "/srv"),
+	}
+	if !reflect.DeepEqual(disks, want) {
+		t.Errorf("%+v", disks)
+	}
+}
+
 func TestDiskOf(t *testing.T) {
 	line := func(device, dir, kind string) string {
 		return "36 25 " + device + " / " + dir + " rw,relatime shared:1 - " + kind + " /dev/x rw\n"
@@ -155,13 +181,18 @@ func TestDiskOf(t *testing.T) {
 		{"mounted over", line("8:0", "/srv", "xfs") + line("254:0", "/srv", "ext4"), "/srv", wire.Disk{Name: "data", Type: "ext4", Mount: "/srv"}},
 		{"volume", line("253:0", "/srv", "ext4"), "/srv", wire.Disk{}},
 		{"no serial number", line("8:0", "/srv", "ext4"), "/srv", wire.Disk{}},
-		{"another type", line("254:0", "/srv", "xfs"), "/srv", wire.Disk{}},
+		{"XFS", line("254:0", "/srv", "xfs"), "/srv", wire.Disk{Name: "data", Type: "xfs", Mount: "/srv"}},
+		{"btrfs", subvolume("/dev/sdb1", "/", "/", "/srv"), "/srv", wire.Disk{Name: "WD-1-part1", Type: "btrfs", Mount: "/srv", Options: "subvol=/"}},
+		{"a subvolume", subvolume("/dev/sdb1", `/a\040b`, `/a\040b`, "/srv"), "/srv", wire.Disk{Name: "WD-1-part1", Type: "btrfs", Mount: "/srv", Options: "subvol=/a b"}},
+		{"a directory of a subvolume", subvolume("/dev/sdb1", "/@/dir", "/@", "/srv"), "/srv", wire.Disk{}},
+		{"btrfs on an unknown device", subvolume("/dev/sdz", "/", "/", "/srv"), "/srv", wire.Disk{}},
+		{"another type", line("254:0", "/srv", "f2fs"), "/srv", wire.Disk{}},
 		{"root", line("254:0", "/", "ext4"), "/", wire.Disk{Name: "data", Type: "ext4", Mount: "/"}},
 		{"not mounted", line("254:0", "/srv", "ext4"), "/home", wire.Disk{}},
 		{"unknown device", line("7:7", "/srv", "ext4"), "/srv", wire.Disk{}},
 	} {
 		got, err := DiskOf(sysfs(c.info), c.mount)
-		if got != c.want || (err == nil) != (c.want.Name != "") {
+		if !reflect.DeepEqual(got, c.want) || (err == nil) != (c.want.Name != "") {
 			t.Errorf("%s: %+v, %v", c.name, got, err)
 		}
 	}
@@ -182,9 +213,13 @@ func TestDiskOf(t *testing.T) {
 		c.change(files)
 		got, err := DiskOf(files, "/srv")
 		want := wire.Disk{Name: "WD-1-part1-lvm-vg0-a--srv", Volume: "vg0/a-srv", Type: "ext4", Mount: "/srv"}
-		if c.err == "" && (got != want || err != nil) || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
+		if c.err == "" && (!reflect.DeepEqual(got, want) || err != nil) || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
 			t.Errorf("a volume, %s: %+v, %v", name, got, err)
 		}
+	}
+	inVolume, err := DiskOf(withVolume(sysfs(subvolume("/dev/mapper/vg0-a--srv", "/@", "/@", "/srv"))), "/srv")
+	if want := (wire.Disk{Name: "WD-1-part1-lvm-vg0-a--srv", Volume: "vg0/a-srv", Type: "btrfs", Mount: "/srv", Options: "subvol=/@"}); !reflect.DeepEqual(inVolume, want) || err != nil {
+		t.Errorf("btrfs in a volume: %+v, %v", inVolume, err)
 	}
 	// Disks that an understudy does not find, or could take for others.
 	for device, wrong := range map[string]string{
@@ -325,6 +360,13 @@ func TestCheckRole(t *testing.T) {
 		{"NFS with a short lease", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.Lease = time.Second })}, "lease"},
 		{"NFS without threads", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.Threads = 0 })}, "threads"},
 		{"NFS of nobody", wire.Config{Disks: rooted[:1], NFS: nfs(func(n *wire.NFS) { n.Host = "" })}, "host"},
+		{"NFS of XFS", wire.Config{Disks: []wire.Disk{{Name: "a", Type: "xfs", Mount: "/srv"}}, NFS: nfs(nil)}, "other file handles"},
+		{"NFS with btrfs below", wire.Config{Disks: append([]wire.Disk{{Name: "c", Type: "btrfs", Mount: "/home", Also: []wire.MountPoint{{Dir: "/srv/files/more"}}}}, rooted...), NFS: nfs(nil)}, "other file handles"},
+		{"NFS beside XFS", wire.Config{Disks: []wire.Disk{{Name: "a", Type: "xfs", Mount: "/"}, rooted[0]}, NFS: nfs(nil)}, ""},
+		{"subvolumes out of order", wire.Config{Disks: []wire.Disk{{Name: "a", Type: "btrfs", Mount: "/srv", Also: []wire.MountPoint{{Dir: "/home"}}}}}, "/home comes after /srv"},
+		{"a relative subvolume", wire.Config{Disks: []wire.Disk{{Name: "a", Type: "btrfs", Mount: "/srv", Also: []wire.MountPoint{{Dir: "home"}}}}}, "no clean absolute path"},
+		{"a hidden subvolume", wire.Config{Disks: []wire.Disk{{Name: "c", Type: "btrfs", Mount: "/", Also: []wire.MountPoint{{Dir: "/srv/a"}}}, rooted[0]}}, "/srv/a of disk c would be hidden by disk a"},
+		{"one directory", wire.Config{Disks: []wire.Disk{{Name: "c", Type: "ext4", Mount: "/srv"}, rooted[0]}}, "/srv of disk c would be hidden by disk a, which is mounted after it on /srv"},
 		{"neither", wire.Config{Services: []wire.Service{{Name: "web"}}}, "neither"},
 	} {
 		omitted, err := CheckRole(files, c.role)
@@ -347,6 +389,7 @@ func TestCheckMounts(t *testing.T) {
 	data := line("254:0", "/", "/srv", "ext4", "/dev/vda")
 	onRoot := wire.Disk{Name: "S4EWNX0R-part2", Type: "ext4", Mount: "/"}
 	onSrv := wire.Disk{Name: "data", Type: "ext4", Mount: "/srv"}
+	split := wire.Disk{Name: "WD-1-part1", Type: "btrfs", Mount: "/", Options: "subvol=/@", Also: []wire.MountPoint{{Dir: "/home", Options: "subvol=/@home"}}}
 	serving := []wire.Service{{Name: "web", Command: []string{"web"}}}
 	for _, c := range []struct {
 		name, info string
@@ -364,6 +407,9 @@ func TestCheckMounts(t *testing.T) {
 		{"a directory elsewhere", root + line("259:2", "/srv/www", "/var/www", "ext4", "/dev/nvme0n1p2"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving}, "/var/www (ext4 on /dev/nvme0n1p2)"},
 		{"nobody serves", root + data, wire.Config{Disks: []wire.Disk{onRoot}}, ""},
 		{"taken over", root + data, wire.Config{Disks: []wire.Disk{onRoot, onSrv}, Services: serving}, ""},
+		{"subvolumes", subvolume("/dev/sdb1", "/@", "/@", "/") + subvolume("/dev/sdb1", "/@home", "/@home", "/home"), wire.Config{Disks: []wire.Disk{split}, Services: serving}, ""},
+		{"another subvolume", subvolume("/dev/sdb1", "/@", "/@", "/") + subvolume("/dev/sdb1", "/@old", "/@old", "/home"), wire.Config{Disks: []wire.Disk{split}, Services: serving}, `with "subvol=/@old" now`},
+		{"a subvolume too many", subvolume("/dev/sdb1", "/@", "/@", "/") + subvolume("/dev/sdb1", "/@opt", "/@opt", "/opt"), wire.Config{Disks: []wire.Disk{split}, Services: serving}, "/opt (btrfs on /dev/sdb1)"},
 		{"no content", root + line("0:20", "/", "/run", "tmpfs", "tmpfs"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving}, ""},
 		{"no need", root + line("8:17", "/", "/boot/efi", "vfat", "/dev/sdb1"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving, Without: []string{"/boot"}}, ""},
 		{"no need of another", root + line("8:17", "/", "/boots", "vfat", "/dev/sdb1"), wire.Config{Disks: []wire.Disk{onRoot}, Services: serving, Without: []string{"/boot"}}, "/boots (vfat"},

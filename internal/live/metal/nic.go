@@ -281,7 +281,11 @@ func DriversOf(root fs.FS, interfaces, mounts []string, dump string) ([]string, 
 		if err != nil {
 			return nil, err
 		}
-		below, _, err := underneath(root, m.Device)
+		device, err := deviceOf(root, m)
+		if err != nil {
+			return nil, err
+		}
+		below, _, err := underneath(root, device)
 		if err != nil {
 			return nil, err
 		}

@@ -1,6 +1,7 @@
 package metal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,7 +30,11 @@ func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
 	if !slices.Contains(taken, m.Type) {
 		return d, fmt.Errorf("%s has a file system of type %s: %v can be taken over", mount, m.Type, taken)
 	}
-	below, volume, err := underneath(root, m.Device)
+	device, err := deviceOf(root, m)
+	if err != nil {
+		return d, fmt.Errorf("%s: %w", mount, err)
+	}
+	below, volume, err := underneath(root, device)
 	if err != nil {
 		return d, fmt.Errorf("%s: %w", mount, err)
 	}
@@ -40,7 +45,92 @@ func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
 	if volume != "" {
 		name += volumeSuffix + disk.Where{Volume: volume}.Mapper()
 	}
-	return wire.Disk{Name: name, Volume: volume, Type: m.Type, Mount: mount}, nil
+	d = wire.Disk{Name: name, Volume: volume, Type: m.Type, Mount: mount}
+	if m.Type == "btrfs" {
+		d.Options = "subvol=" + m.Subvolume()
+	}
+	return d, nil
+}
+
+// Join adds what is mounted on a directory to the disks of a role. If another directory has the same file system
+// already, that disk has both.
+func Join(disks []wire.Disk, d wire.Disk) []wire.Disk {
+	i := slices.IndexFunc(disks, func(have wire.Disk) bool { return have.Name == d.Name })
+	if i < 0 {
+		return append(disks, d)
+	}
+	points := append(disks[i].Points(), d.Points()...)
+	slices.SortStableFunc(points, func(a, b wire.MountPoint) int { return cmp.Compare(a.Dir, b.Dir) })
+	disks[i].Mount, disks[i].Options, disks[i].Also = points[0].Dir, points[0].Options, points[1:]
+	return disks
+}
+
+// DeviceOf returns the path of the block device whose file system is mounted on a directory of this machine. root is
+// os.DirFS("/"). It fails with ErrNotMounted if nothing is mounted there.
+func DeviceOf(root fs.FS, mount string) (string, error) {
+	b, err := fs.ReadFile(root, "proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	m, err := mounted(string(b), mount)
+	if err != nil {
+		return "", err
+	}
+	number, err := deviceOf(root, m)
+	if err != nil {
+		return "", err
+	}
+	at, err := resolve(root, "sys/dev/block/"+number)
+	return "/dev/" + path.Base(at), err
+}
+
+// deviceOf returns the block device that a mount's file system is on, as MAJOR:MINOR. The number that mountinfo has for
+// btrfs is no device's (fs/super.c, get_anon_bdev), and its source is the node that the file system was mounted by.
+func deviceOf(root fs.FS, m mounts.Mount) (string, error) {
+	if m.Type != "btrfs" {
+		return m.Device, nil
+	}
+	node := strings.TrimPrefix(m.Source, "/")
+	if target, err := fs.ReadLink(root, node); err == nil {
+		node = target
+	}
+	b, err := fs.ReadFile(root, "sys/class/block/"+path.Base(node)+"/dev")
+	if err != nil {
+		return "", fmt.Errorf("find device %s: %w", m.Source, err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// checkPoints refuses a disk whose directories are not in the order in which they are mounted. Disks are mounted in the
+// alphabetical order of their first directories.
+func checkPoints(role *wire.Config, d wire.Disk) error {
+	points := d.Points()
+	for i, p := range points {
+		switch {
+		case !path.IsAbs(p.Dir) || path.Clean(p.Dir) != p.Dir:
+			return fmt.Errorf("disk %s: %q is no clean absolute path", d.Name, p.Dir)
+		case i > 0 && p.Dir <= points[i-1].Dir:
+			return fmt.Errorf("disk %s: the directories that it is mounted on must be in alphabetical order, and %s comes after %s", d.Name, p.Dir, points[i-1].Dir)
+		}
+		if on, ok := diskAt(role, p.Dir); !ok || on.Name != d.Name {
+			return fmt.Errorf("%s of disk %s would be hidden by disk %s, which is mounted after it on %s", p.Dir, d.Name, on.Name, on.Mount)
+		}
+	}
+	return nil
+}
+
+// diskAt returns the disk of a role that a path is on when all disks are mounted: what is mounted later hides what was
+// there before.
+func diskAt(role *wire.Config, path string) (found wire.Disk, ok bool) {
+	disks := slices.SortedStableFunc(slices.Values(role.Disks), func(a, b wire.Disk) int { return cmp.Compare(a.Mount, b.Mount) })
+	for _, d := range disks {
+		for _, p := range d.Points() {
+			if within(path, p.Dir) {
+				found, ok = d, true
+			}
+		}
+	}
+	return found, ok
 }
 
 // CheckRole returns why a role cannot be carried out for this machine: its disks must be those that are mounted
@@ -67,13 +157,26 @@ func CheckRole(root fs.FS, role wire.Config) (omitted []string, err error) {
 // root is as for CheckRole.
 func CheckDisks(root fs.FS, role wire.Config) error {
 	for _, d := range role.Disks {
-		switch got, err := DiskOf(root, d.Mount); {
-		case errors.Is(err, errNotMounted):
-		case err != nil:
-			return fmt.Errorf("disk %s: %w", d.Name, err)
-		case got.Name != d.Name || got.Type != d.Type:
-			return fmt.Errorf("disk %s (%s) of the role is to be mounted on %s, where disk %s (%s) is now: put the mounted disk into the role", d.Name, d.Type, d.Mount, got.Name, got.Type)
+		for _, p := range d.Points() {
+			if err := checkMounted(root, d, p); err != nil {
+				return err
+			}
 		}
+	}
+	return nil
+}
+
+func checkMounted(root fs.FS, d wire.Disk, p wire.MountPoint) error {
+	got, err := DiskOf(root, p.Dir)
+	switch {
+	case errors.Is(err, ErrNotMounted):
+		return nil
+	case err != nil:
+		return fmt.Errorf("disk %s: %w", d.Name, err)
+	case got.Name != d.Name || got.Type != d.Type:
+		return fmt.Errorf("disk %s (%s) of the role is to be mounted on %s, where disk %s (%s) is now: put the mounted disk into the role", d.Name, d.Type, p.Dir, got.Name, got.Type)
+	case d.Type == "btrfs" && got.Options != p.Options:
+		return fmt.Errorf("disk %s of the role is to be mounted on %s with %q, where it is with %q now: put that into the role", d.Name, p.Dir, p.Options, got.Options)
 	}
 	return nil
 }
@@ -90,8 +193,8 @@ func checkBelow(root fs.FS, role wire.Config) error {
 	}
 	var missed []string
 	for m := range mounts.Parse(string(b)) {
-		ours := slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == m.Dir })
-		below := slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return within(m.Dir, d.Mount) })
+		ours := hasPoint(role, m.Dir)
+		_, below := diskAt(&role, m.Dir)
 		spared := slices.ContainsFunc(role.Without, func(dir string) bool { return within(m.Dir, dir) })
 		if what := describe(m); stored(m) && below && !ours && !spared && !slices.Contains(missed, what) {
 			missed = append(missed, what)
@@ -110,7 +213,7 @@ func within(path, dir string) bool {
 
 // checkServices is CheckRole for a role's services.
 func checkServices(root fs.FS, role wire.Config) (omitted []string, err error) {
-	rooted := slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == "/" })
+	rooted := hasPoint(role, "/")
 	for _, s := range role.Services {
 		switch {
 		case s.Unit == "" && len(s.Command) == 0:
@@ -133,9 +236,17 @@ func checkServices(root fs.FS, role wire.Config) (omitted []string, err error) {
 	return omitted, nil
 }
 
-var errNotMounted = errors.New("nothing is mounted there")
+// hasPoint reports whether a directory is one that a disk of a role is mounted on.
+func hasPoint(role wire.Config, dir string) bool {
+	return slices.ContainsFunc(role.Disks, func(d wire.Disk) bool {
+		return slices.ContainsFunc(d.Points(), func(p wire.MountPoint) bool { return p.Dir == dir })
+	})
+}
 
-// mounted returns what is mounted on a directory: the last mount counts. It fails with errNotMounted if nothing
+// ErrNotMounted says that nothing is mounted on a directory.
+var ErrNotMounted = errors.New("nothing is mounted there")
+
+// mounted returns what is mounted on a directory: the last mount counts. It fails with ErrNotMounted if nothing
 // is mounted there.
 func mounted(info, dir string) (found mounts.Mount, err error) {
 	for m := range mounts.Parse(info) {
@@ -145,9 +256,9 @@ func mounted(info, dir string) (found mounts.Mount, err error) {
 	}
 	switch {
 	case found.Device == "":
-		return found, fmt.Errorf("%s: %w", dir, errNotMounted)
-	case found.Root != "/":
-		return found, fmt.Errorf("%s has directory %s of %s (%s) mounted on it: only the whole of a file system can be taken over", dir, found.Root, found.Source, found.Type)
+		return found, fmt.Errorf("%s: %w", dir, ErrNotMounted)
+	case !found.Whole():
+		return found, fmt.Errorf("%s has directory %s of %s (%s) mounted on it: only the whole of a file system, or of a subvolume, can be taken over", dir, found.Root, found.Source, found.Type)
 	}
 	return found, nil
 }
@@ -171,7 +282,7 @@ func Left(root fs.FS, role wire.Config) (left []string, err error) {
 	}
 	known := make(map[string]bool) // by device
 	for m := range mounts.Parse(string(b)) {
-		if slices.ContainsFunc(role.Disks, func(d wire.Disk) bool { return d.Mount == m.Dir && m.Root == "/" }) {
+		if hasPoint(role, m.Dir) && m.Whole() {
 			known[m.Device] = true
 		}
 	}

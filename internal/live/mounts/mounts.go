@@ -29,6 +29,26 @@ func (m *Mount) HasSuper(option string) bool { return has(m.super, option) }
 
 func has(options, option string) bool { return slices.Contains(strings.Split(options, ","), option) }
 
+// Whole reports whether all of a file system is mounted, or, of btrfs, a whole subvolume. Bind mounts of directories are
+// not.
+func (m *Mount) Whole() bool {
+	if m.Type == "btrfs" {
+		return m.Root == m.Subvolume()
+	}
+	return m.Root == "/"
+}
+
+// Subvolume is the path of the subvolume that a mount of btrfs shows, from the file system's top; empty for others
+// (fs/btrfs/super.c, btrfs_show_options).
+func (m *Mount) Subvolume() string {
+	for o := range strings.SplitSeq(m.super, ",") {
+		if path, ok := strings.CutPrefix(o, "subvol="); ok && m.Type == "btrfs" {
+			return unescape(path)
+		}
+	}
+	return ""
+}
+
 // On reports whether something is mounted on a directory. It resolves symbolic links first, since the
 // kernel lists mount points without them.
 func On(dir string) bool {

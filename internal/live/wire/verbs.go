@@ -85,7 +85,20 @@ type Disk struct {
 	Volume  string `json:"volume,omitempty"` // GROUP/NAME of a logical volume of LVM
 	Type    string `json:"type"`
 	Mount   string `json:"mount"`
-	Options string `json:"options"`
+	Options string `json:"options,omitempty"`
+	// Also are further directories that the file system is mounted on, with other options: subvolumes of btrfs.
+	Also []MountPoint `json:"also,omitempty"`
+}
+
+// MountPoint is a directory that a file system is mounted on, with options of mount(8).
+type MountPoint struct {
+	Dir     string `json:"mount"`
+	Options string `json:"options,omitempty"`
+}
+
+// Points returns all directories that a disk's file system is mounted on, Mount first.
+func (d *Disk) Points() []MountPoint {
+	return append([]MountPoint{{d.Mount, d.Options}}, d.Also...)
 }
 
 // NIC is a network interface that follows the active role.

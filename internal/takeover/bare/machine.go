@@ -187,18 +187,12 @@ func (m *machine) Name(ctx context.Context, r wire.NameRequest) (result wire.Nam
 func (m *machine) Staging(n int64) ([]byte, error) { return m.staging.reserve(n) }
 
 func (m *machine) Apply(_ context.Context, r wire.ApplyRequest) (result wire.ApplyResult, err error) {
-	for _, d := range m.role.Disks {
-		if d.Name != r.Disk {
-			continue
-		}
-		mount, err := os.Open(d.Mount)
-		if err != nil {
-			return result, fmt.Errorf("open mount: %w", err)
-		}
-		defer mount.Close()
-		return filewriter.Apply(mount, d.Type, m.staging.file, r, time.Time{})
+	mount, kind, done, err := m.agent.OpenMount(r.Disk)
+	if err != nil {
+		return result, err
 	}
-	return result, fmt.Errorf("disk %q is not in this machine's configuration", r.Disk)
+	defer done()
+	return filewriter.Apply(mount, kind, m.staging.file, r, time.Time{})
 }
 
 // Start fails if none of the services came up: the machine's own system can be examined then, this one hardly.

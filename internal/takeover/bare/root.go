@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"time"
@@ -32,9 +33,13 @@ func within(role wire.Config) wire.Config {
 		return role
 	}
 	for i := range role.Disks {
-		role.Disks[i].Mount = rootDir + role.Disks[i].Mount
+		d := &role.Disks[i]
+		d.Mount = filepath.Join(rootDir, d.Mount)
+		d.Also = slices.Clone(d.Also)
+		for j := range d.Also {
+			d.Also[j].Dir = filepath.Join(rootDir, d.Also[j].Dir)
+		}
 	}
-	role.Disks[0].Mount = rootDir
 	role.Services = slices.Clone(role.Services)
 	for i, s := range role.Services {
 		command := s.Command

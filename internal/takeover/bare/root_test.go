@@ -1,6 +1,7 @@
 package bare
 
 import (
+	"reflect"
 	"slices"
 	"testing"
 
@@ -15,7 +16,7 @@ func TestWithin(t *testing.T) {
 		Services: []wire.Service{{Name: "web", Unit: "web.service"}, {Name: "cat", Command: []string{"cat", "-"}}},
 	}
 	got := within(role)
-	if want := []wire.Disk{{Name: "a", Mount: "/sysroot"}, {Name: "b", Mount: "/sysroot/srv"}, {Name: "c", Mount: "/sysroot/srv/deep"}}; !slices.Equal(got.Disks, want) {
+	if want := []wire.Disk{{Name: "a", Mount: "/sysroot"}, {Name: "b", Mount: "/sysroot/srv"}, {Name: "c", Mount: "/sysroot/srv/deep"}}; !reflect.DeepEqual(got.Disks, want) {
 		t.Errorf("the disks are %+v", got.Disks)
 	}
 	for i, want := range [][]string{{"/init", "metal", "enter", "--", "web.service"}, {"/init", "metal", "enter", "--", "cat", "-"}} {

@@ -114,6 +114,11 @@ func meet(ctx context.Context, self *metal.Self, a *agent.Agent) (*machine, erro
 	if err := m.equipped(); err != nil {
 		return nil, err
 	}
+	for _, d := range m.role.Disks {
+		if err := m.morgue.Reads(d.Type); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.Name, err)
+		}
+	}
 	// The interfaces are not there yet.
 	role := m.role
 	role.NICs, role.Beat = nil, wire.Beat{}

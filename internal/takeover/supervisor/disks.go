@@ -20,6 +20,7 @@ import (
 	"understudy.dev/understudy/internal/live/fence"
 	"understudy.dev/understudy/internal/live/pair"
 	"understudy.dev/understudy/internal/takeover"
+	"understudy.dev/understudy/internal/takeover/morgue"
 )
 
 // Inspect checks the disks of a pair that is not up, as Start would, and releases them again. It also
@@ -293,8 +294,9 @@ func fits(d pair.Disk, on io.ReaderAt) error {
 		return fmt.Errorf("disk %s: %s has extents, which ext3 does not know: say type: ext4", d.Name, d.Image)
 	case d.Type == pair.Ext3 && !journal: // the kernel mounts it as ext4 only (fs/ext4/ext4.h, ext3_feature_set_ok)
 		return fmt.Errorf("disk %s: %s has no journal, and so is no ext3: say type: ext4, or make one (tune2fs -j)", d.Name, d.Image)
-	case journal && fs.Super.JournalInode == 0:
-		return fmt.Errorf("disk %s: %s has its journal on another device, which cannot be handed over with it: make it internal (tune2fs -O ^has_journal, then tune2fs -j)", d.Name, d.Image)
+	}
+	if err := morgue.Fits(on); err != nil {
+		return fmt.Errorf("disk %s: %s %w", d.Name, d.Image, err)
 	}
 	return nil
 }
