@@ -183,7 +183,8 @@ var unders = []under{
 	{
 		name: "lvm", full: "a logical volume", guest: []string{"--under", "lvm", "--add", "/sbin/mkfs.ext4"},
 		make: func(t *testing.T, dir, key string) {
-			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeVolume+makeFS+endVolume, 160<<20, "data.img")
+			// The group has another disk, which the guests do not see.
+			madeBy(t, dir, "K="+key+"; D=/dev/vda; "+makeVolume+makeFS+extendGroup+endVolume, 160<<20, "data.img", "more.img")
 		},
 		disks: "  - {name: data, image: data.img, lvm: a-group/srv, mount: /srv, options: commit=86400}\n",
 		dirs:  []string{"/srv"},
@@ -307,12 +308,13 @@ const (
 	makeFS    = "mkfs.ext4 -q -E " + notLazy + " $D; "
 	makeGroup = `L='activation{udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0} devices{use_devicesfile=0 obtain_device_list_from_udev=0} backup{backup=0 archive=0}'
 lvm pvcreate --config "$L" -qy $D; lvm vgcreate --config "$L" -q a-group $D; `
-	makeVolume = makeGroup + `lvm lvcreate --config "$L" -qqy -Wn -Zn -l 9 -n srv a-group; lvm lvcreate --config "$L" -qqy -Wn -Zn -l 2 -n between a-group; lvm lvextend --config "$L" -qq -l +100%FREE a-group/srv; D=/dev/mapper/a--group-srv; `
-	endVolume  = `lvm vgchange --config "$L" -qan a-group; `
-	makeLUKS   = `cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file $K $D; cryptsetup open --key-file $K $D made; D=/dev/mapper/made; `
-	endLUKS    = `cryptsetup close made; `
-	makeArray  = `yes | mdadm --create /dev/md/made --run --level=1 --raid-devices=2 --assume-clean --bitmap=none $D /dev/vdb; D=/dev/md/made; `
-	endArray   = `mdadm --stop /dev/md/made; `
+	makeVolume  = makeGroup + `lvm lvcreate --config "$L" -qqy -Wn -Zn -l 9 -n srv a-group; lvm lvcreate --config "$L" -qqy -Wn -Zn -l 2 -n between a-group; lvm lvextend --config "$L" -qq -l +100%FREE a-group/srv; D=/dev/mapper/a--group-srv; `
+	extendGroup = `lvm vgextend --config "$L" -qq a-group /dev/vdb; `
+	endVolume   = `lvm vgchange --config "$L" -qan a-group; `
+	makeLUKS    = `cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file $K $D; cryptsetup open --key-file $K $D made; D=/dev/mapper/made; `
+	endLUKS     = `cryptsetup close made; `
+	makeArray   = `yes | mdadm --create /dev/md/made --run --level=1 --raid-devices=2 --assume-clean --bitmap=none $D /dev/vdb; D=/dev/md/made; `
+	endArray    = `mdadm --stop /dev/md/made; `
 )
 
 // dividedDisk makes an image with a partition table by sfdisk(8), and puts a file system into it at an offset.

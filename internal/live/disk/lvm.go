@@ -256,8 +256,9 @@ func (g *group) volumes(here []physical) (all []Area, unusable []Unusable) {
 	return all, unusable
 }
 
-// open reads what all volumes of the group have in common. It fails if not all of the group is here, or if somebody else
-// may be using it.
+// open reads what all volumes of the group have in common. It fails if somebody else may be using the group. Physical
+// volumes on other disks are left out. What this disk says of those on it is up to date: LVM changes the description on
+// all physical volumes, and marks one that it could not reach, on which it activates nothing then.
 func (g *group) open(here []physical) error {
 	extent, err := g.text.number("extent_size")
 	switch {
@@ -279,8 +280,11 @@ func (g *group) open(here []physical) error {
 		pv := pvs.section(name)
 		id, _ := pv["id"].(string)
 		i := slices.IndexFunc(here, func(p physical) bool { return p.uuid == strings.ReplaceAll(id, "-", "") })
-		if i < 0 || pv.has("flags", "MISSING") {
-			return fmt.Errorf("volume group %s has %d physical volumes, and not all of them are on this disk", g.name, len(pvs))
+		if i < 0 {
+			continue
+		}
+		if pv.has("flags", "MISSING") {
+			return fmt.Errorf("volume group %s has been without this disk, which may be out of date since (vgextend --restoremissing)", g.name)
 		}
 		start, err := pv.number("pe_start")
 		count, err2 := pv.number("pe_count")
@@ -361,7 +365,10 @@ func (g *group) stretches(lv section) (at []Stretch, err error) {
 		name, _ := stripes[0].(string)
 		from, _ := stripes[1].(int64)
 		on, ok := g.members[name]
-		if !ok || start != next || count == 0 || from < 0 || count > on.count || from > on.count-count {
+		if _, elsewhere := g.text.section("physical_volumes")[name]; elsewhere && !ok {
+			return nil, fmt.Errorf("not all of it is on this disk: segment %d of %d is on another", i+1, n)
+		}
+		if start != next || count == 0 || from < 0 || count > on.count || from > on.count-count {
 			return nil, fmt.Errorf("segment %d makes no sense: %d extents from %d on, at %d of %q", i+1, count, start, from, name)
 		}
 		next += count

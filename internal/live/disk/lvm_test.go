@@ -81,13 +81,46 @@ func TestVolumesDamaged(t *testing.T) {
 	}
 	d := make([]byte, lvmSize)
 	lvmdisk.Write(d, "another-physical-volume-altogeth", text, lvmdisk.Header)
-	if err := look(d); err == nil || !strings.Contains(err.Error(), "not all of them are on this disk") {
+	if err := look(d); err == nil || !strings.Contains(err.Error(), "is on another") {
 		t.Errorf("a group of another physical volume: %v", err)
 	}
 	d = make([]byte, lvmSize)
 	lvmdisk.Write(d, lvmdisk.UUID, "", lvmdisk.Header)
 	if err := look(d); err == nil || !strings.Contains(err.Error(), "nor any other") {
 		t.Errorf("a physical volume without a group: %v", err)
+	}
+}
+
+// TestVolumesElsewhere checks that of a group on several disks, the volumes that are wholly on this disk are found, if the
+// disk has been with the group all the time.
+func TestVolumesElsewhere(t *testing.T) {
+	away := func(s lvmdisk.Segment) lvmdisk.Segment {
+		s.Is = strings.Replace(s.Is, "pv0", "pv1", 1)
+		return s
+	}
+	v := func(name string, s ...lvmdisk.Segment) string { return lvmdisk.Volume(name, lvmdisk.Visible, s...) }
+	text := lvmdisk.Group(lvmSize, "", v("root", lvmdisk.Linear(1, 2)), v("home", away(lvmdisk.Linear(1, 2))), v("both", lvmdisk.Linear(3, 1), away(lvmdisk.Linear(3, 1))))
+	group := func(here, there string) string {
+		s := strings.Replace(text, "flags = []\n", here, 1)
+		return strings.Replace(s, "physical_volumes {\n", fmt.Sprintf("physical_volumes {\npv1 {\nid = %q\n%spe_start = 100\npe_count = 7\n}\n", lvmdisk.Hyphened("a-physical-volume-somewhere-else0"[:32]), there), 1)
+	}
+	const missing = "flags = [\"MISSING\"]\n"
+	for name, c := range map[string]struct {
+		text string
+		errs map[string]string // by volume; empty: it is found
+	}{
+		"both here":    {group("", ""), map[string]string{"root": "", "home": "segment 1 of 1 is on another", "both": "segment 2 of 2 is on another"}},
+		"one was away": {group("", missing), map[string]string{"root": "", "home": "is on another"}},
+		"this was":     {group(missing, ""), map[string]string{"root": "without this disk", "home": "without this disk"}},
+	} {
+		d := make([]byte, lvmSize)
+		lvmdisk.Write(d, lvmdisk.UUID, c.text, lvmdisk.Header)
+		for volume, want := range c.errs {
+			a, err := At(bytes.NewReader(d), lvmSize, Where{Volume: "vg0/" + volume})
+			if want == "" && (err != nil || len(a.At) != 1) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+				t.Errorf("%s, %s: %+v, %v", name, volume, a, err)
+			}
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -349,6 +350,10 @@ func (c *custody) identified(disks []foreign.Disk) (map[pagecache.UUID]Place, []
 			on[id] = p
 		}
 	}
+	// A volume of a group on several disks is usable on at most one of them.
+	unusable = slices.DeleteFunc(unusable, func(u disk.Unusable) bool {
+		return u.Volume != "" && slices.ContainsFunc(slices.Collect(maps.Values(on)), func(p Place) bool { return p.Where == u.Where })
+	})
 	return on, unusable, nil
 }
 
