@@ -130,7 +130,7 @@ func (c *remadeCase) run(t *testing.T) {
 	t.Logf("served again after %v", time.Since(died))
 	checkTold(t, r.Console(), 24, gone, fetch)
 	report := metalReport(t, fetch, ":81/takeover.json")
-	if len(report.Refused) > 0 || report.Files < 20 || !report.Durable {
+	if len(report.Refused) > 0 || report.Bytes < 20<<20 || !report.Durable {
 		t.Errorf("the report is %+v", report.Report)
 	}
 	givesBack(t, client, r, "/cgi-bin/return")
