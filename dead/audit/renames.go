@@ -34,10 +34,10 @@ type place struct {
 func (p place) is(n Name) bool { return p.dir == n.Dir && p.name == n.Name }
 
 // balance returns how many more entries an inode has than its links call for; it is negative
-// if entries are missing. It is 0 where this is not known.
+// if entries are missing. It is 0 where this is not known. It does not hold for an inode that has turned.
 func (i *inode) balance(delta, gained int) int {
 	switch {
-	case i.new == nil || i.turned():
+	case i.new == nil:
 		return 0
 	case i.isDir():
 		return gained - (i.new.names() - i.old.names())
@@ -60,11 +60,11 @@ func (m *mender) unbalanced() (*unbalanced, error) {
 		if err := m.touch(n); err != nil {
 			return nil, err
 		}
-		gained := 0
-		for _, count := range names[n] {
-			gained += count
+		by, err := m.balance(m.inodes[n], delta[n], names[n])
+		if err != nil {
+			return nil, err
 		}
-		switch by := m.inodes[n].balance(delta[n], gained); {
+		switch {
 		case by > 1:
 			return nil, fmt.Errorf("inode %d has %d names too many: not understood", n, by)
 		case by == 1:
@@ -74,6 +74,22 @@ func (m *mender) unbalanced() (*unbalanced, error) {
 		}
 	}
 	return out, nil
+}
+
+// balance is inode.balance for any inode. One that was freed, and made again as another kind of file, has only the names of
+// its new kind, all of which are new.
+func (m *mender) balance(i *inode, delta int, names kinds) (int, error) {
+	if i.new != nil && i.turned() {
+		if m.super.Incompat&ext4.IncompatFiletype == 0 {
+			return 0, foreignf("inode %d becomes another kind of file: not understood", i.number)
+		}
+		return names[fileKinds[i.new.Mode>>12]] - i.new.names(), nil
+	}
+	gained := 0
+	for _, count := range names {
+		gained += count
+	}
+	return i.balance(delta, gained), nil
 }
 
 // mendRenames takes back what operations in flight did to names, where that leaves one name

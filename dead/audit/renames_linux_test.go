@@ -30,7 +30,7 @@ type torn struct {
 }
 
 // paths are the files of tornImage. /from/h and /to/h are one file, /from/large has an index.
-var paths = []string{"/", "/from", "/to", "/from/g", "/from/h", "/from/d", "/from/large", "/to/t", "/to/h", "/to/e"}
+var paths = []string{"/", "/from", "/to", "/from/g", "/from/h", "/from/d", "/from/large", "/to/t", "/to/h", "/to/e", "/to/s"}
 
 // tornImage makes a file system on which nothing is done yet.
 func tornImage(t *testing.T, options ...string) *torn {
@@ -45,6 +45,7 @@ func tornImage(t *testing.T, options ...string) *torn {
 		for n := range 100 {
 			err = errors.Join(err, os.WriteFile(filepath.Join(dir, "from/large", fmt.Sprint(n, strings.Repeat("n", 100))), nil, 0o644))
 		}
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, "to/s"), nil, 0o644))
 		return errors.Join(err, os.Link(filepath.Join(dir, "from/h"), filepath.Join(dir, "to/h")))
 	}, options...)
 	_ = exec.Command("e2fsck", "-fyD", path).Run() // it makes the index, and says that it changed something
@@ -203,6 +204,16 @@ func (o *torn) whiteout() {
 	set16(raw, 0x80, 32)
 }
 
+// turn makes an empty file a FIFO of the same inode number and name, as if the file had been deleted, and its inode used again.
+func (o *torn) turn(path string) {
+	raw := o.raw(o.ino[path])
+	set16(raw, 0, 0x1000|u16(raw, 0)&0xfff)
+	set32(raw, 0x20, u32(raw, 0x20)&^uint32(ext4.InodeExtents))
+	clear(raw[0x28:][:60])
+	set32(raw, 0x64, u32(raw, 0x64)+1)
+	o.set(path, o.ino[path], 5)
+}
+
 // names returns the names that programs saw: all that were there before.
 func (o *torn) names(n addr.Ino) ([]audit.Name, error) {
 	var out []audit.Name
@@ -248,6 +259,20 @@ var operations = []operation{
 			func(o *torn) { o.orphan(o.ino["/to/t"]) },
 		}
 	}, map[string]string{"/from/g": "/from/g", "/to/t": "/to/t"}, map[string]string{"/from/g": "", "/to/t": "/from/g"}},
+	{"rename over what was another kind of file", func(*torn) []step {
+		return []step{
+			func(o *torn) { o.turn("/to/s"); o.set("/to/s", o.ino["/from/g"], 1) },
+			func(o *torn) { o.remove("/from/g") },
+			func(o *torn) { o.links(o.ino["/to/s"], -1) },
+			func(o *torn) { o.orphan(o.ino["/to/s"]) },
+		}
+	}, map[string]string{"/from/g": "/from/g", "/to/s": "/to/s"}, map[string]string{"/from/g": "", "/to/s": "/from/g"}},
+	{"link of what was another kind of file", func(*torn) []step {
+		return []step{
+			func(o *torn) { o.turn("/to/s"); o.add("/to/new", o.ino["/to/s"], 5) },
+			func(o *torn) { o.links(o.ino["/to/s"], 1) },
+		}
+	}, map[string]string{"/to/s": "/to/s", "/to/new": ""}, map[string]string{"/to/s": "/to/s", "/to/new": "/to/s"}},
 	{"rename over one of two names", func(*torn) []step {
 		return []step{
 			func(o *torn) { o.set("/to/h", o.ino["/from/g"], 1) },
