@@ -103,6 +103,14 @@ func (c *checker) checkManyLinks(i *inode, was, now, delta int) error {
 // kinds is how many more names an inode has than before, by the type in the entries.
 type kinds [8]int
 
+// sum is how many more names of all types it has.
+func (k kinds) sum() (n int) {
+	for _, count := range k {
+		n += count
+	}
+	return n
+}
+
 // checkOneName checks that a directory has one name, and that no inode keeps a name from
 // when it was another kind of file.
 func (c *checker) checkOneName(i *inode, names kinds) error {
@@ -122,11 +130,7 @@ func (c *checker) checkOneName(i *inode, names kinds) error {
 		}
 		return nil
 	}
-	got := 0
-	for _, count := range names {
-		got += count
-	}
-	if want := i.new.names() - i.old.names(); got != want {
+	if want, got := i.new.names()-i.old.names(), names.sum(); got != want {
 		return fmt.Errorf("directory %d gets %+d names instead of %+d", n, got, want)
 	}
 	return nil

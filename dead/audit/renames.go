@@ -79,17 +79,13 @@ func (m *mender) unbalanced() (*unbalanced, error) {
 // balance is inode.balance for any inode. One that was freed, and made again as another kind of file, has only the names of
 // its new kind, all of which are new.
 func (m *mender) balance(i *inode, delta int, names kinds) (int, error) {
-	if i.new != nil && i.turned() {
+	if i.turned() {
 		if m.super.Incompat&ext4.IncompatFiletype == 0 {
 			return 0, foreignf("inode %d becomes another kind of file: not understood", i.number)
 		}
 		return names[fileKinds[i.new.Mode>>12]] - i.new.names(), nil
 	}
-	gained := 0
-	for _, count := range names {
-		gained += count
-	}
-	return i.balance(delta, gained), nil
+	return i.balance(delta, names.sum()), nil
 }
 
 // mendRenames takes back what operations in flight did to names, where that leaves one name

@@ -265,12 +265,7 @@ type mounted struct {
 // mount mounts the disk on all its directories, or on none.
 func (m *mounted) mount() error {
 	for i, p := range m.Points() {
-		err := os.MkdirAll(p.Dir, 0o755)
-		if err == nil {
-			flags, data := mountOptions(p.Options)
-			err = unix.Mount(m.device, p.Dir, m.Type, flags, data)
-		}
-		if err != nil {
+		if err := m.mountOn(p); err != nil {
 			for _, done := range slices.Backward(m.Points()[:i]) {
 				err = errors.Join(err, unix.Unmount(done.Dir, 0))
 			}
@@ -280,14 +275,22 @@ func (m *mounted) mount() error {
 	return nil
 }
 
+// mountOn mounts the disk on one of its directories.
+func (m *mounted) mountOn(p wire.MountPoint) error {
+	if err := os.MkdirAll(p.Dir, 0o755); err != nil {
+		return err
+	}
+	flags, data := mountOptions(p.Options)
+	return unix.Mount(m.device, p.Dir, m.Type, flags, data)
+}
+
 // unmount unmounts the disk from all its directories, or from none.
 func (m *mounted) unmount(ctx context.Context) error {
 	points := m.Points()
 	for i, p := range slices.Backward(points) {
 		if err := unmount(ctx, p.Dir); err != nil {
 			for _, done := range points[i+1:] {
-				flags, data := mountOptions(done.Options)
-				err = errors.Join(err, unix.Mount(m.device, done.Dir, m.Type, flags, data))
+				err = errors.Join(err, m.mountOn(done))
 			}
 			return err
 		}

@@ -56,7 +56,7 @@ func OnDisk(path string, role wire.Config) error {
 	if err != nil {
 		return fmt.Errorf("look at %s: %w", path, err)
 	}
-	if d, ok := diskAt(&role, path); ok {
+	if d, ok := diskAt(role.Disks, path); ok {
 		for _, p := range d.Points() {
 			if mounted, err := device(p.Dir); err == nil && mounted == at && within(path, p.Dir) {
 				return nil

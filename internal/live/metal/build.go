@@ -59,7 +59,7 @@ func checkRole(role *wire.Config) error {
 		if d.Name == "" || !path.IsAbs(d.Mount) || !slices.Contains(taken, d.Type) {
 			return fmt.Errorf("disk %q of type %q on %q: a serial number, one of %v and a directory are needed", d.Name, d.Type, d.Mount, taken)
 		}
-		if err := checkPoints(role, d); err != nil {
+		if err := checkPoints(role.Disks, d); err != nil {
 			return err
 		}
 		if _, of, volume := strings.Cut(d.Name, volumeSuffix); volume != (d.Volume != "") || volume && of != (disk.Where{Volume: d.Volume}).Mapper() {

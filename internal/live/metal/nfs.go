@@ -35,7 +35,7 @@ var imageDirs = []string{"/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/ru
 // (option fsid).
 func checkNFS(role *wire.Config) error {
 	n := role.NFS
-	on := func(dir string) bool { _, ok := diskAt(role, dir); return ok }
+	on := func(dir string) bool { _, ok := diskAt(role.Disks, dir); return ok }
 	switch {
 	case n.Host == "" || len(n.Exports) == 0:
 		return errors.New("NFS server: the role must give its host (the name that clients know this machine by) and its exports")
@@ -66,7 +66,7 @@ func checkNFS(role *wire.Config) error {
 			return fmt.Errorf("NFS server: %w", err)
 		case !on(e.Path):
 			return fmt.Errorf("NFS server: %s is on none of the disks", e.Path)
-		case !handlesStay(role, e.Path):
+		case !handlesStay(role.Disks, e.Path):
 			return fmt.Errorf("NFS server: %s is on XFS or btrfs, where files that only memory has are made again with other file handles: serve it from ext4", e.Path)
 		case slices.ContainsFunc(imageDirs, func(dir string) bool { return within(dir, e.Path) || within(e.Path, dir) }):
 			return fmt.Errorf("NFS server: %s cannot be exported by an understudy, which has files of its own there", e.Path)
@@ -79,10 +79,10 @@ func checkNFS(role *wire.Config) error {
 
 // handlesStay reports whether the files of an exported directory keep their handles through a takeover: neither it, nor
 // anything that is mounted below it, is on a file system whose log is not finished.
-func handlesStay(role *wire.Config, dir string) bool {
+func handlesStay(disks []wire.Disk, dir string) bool {
 	made := func(d wire.Disk) bool { return d.Type == "xfs" || d.Type == "btrfs" }
-	d, _ := diskAt(role, dir)
-	return !made(d) && !slices.ContainsFunc(role.Disks, func(d wire.Disk) bool {
+	d, _ := diskAt(disks, dir)
+	return !made(d) && !slices.ContainsFunc(disks, func(d wire.Disk) bool {
 		return made(d) && slices.ContainsFunc(d.Points(), func(p wire.MountPoint) bool { return within(p.Dir, dir) })
 	})
 }
@@ -126,7 +126,7 @@ func NFSOf(root fs.FS, disks []wire.Disk) (*wire.NFS, error) {
 	switch {
 	case len(n.Exports) == 0:
 		return nil, errors.New("this machine's NFS server exports nothing (/etc/exports)")
-	case hasPoint(wire.Config{Disks: disks}, "/"):
+	case hasPoint(disks, "/"):
 		n.State, n.Monitor = "/var/lib/understudy/nfs", monitorOf(root)
 	case len(disks) > 0:
 		n.State = path.Join(disks[0].Mount, ".understudy-nfs")

@@ -271,17 +271,9 @@ func DriversOf(root fs.FS, interfaces, mounts []string, dump string) ([]string, 
 		}
 		attached = append(attached, dirs...)
 	}
-	info, err := fs.ReadFile(root, "proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
 	var disks []string // directories in sysfs too
 	for _, dir := range mounts {
-		m, err := mounted(string(info), dir)
-		if err != nil {
-			return nil, err
-		}
-		device, err := deviceOf(root, m)
+		_, device, err := mountAt(root, dir)
 		if err != nil {
 			return nil, err
 		}

@@ -19,20 +19,12 @@ import (
 // again: by the serial number of its disk. root is os.DirFS("/"). A file system that lies neither directly on a
 // disk, nor in a linear logical volume on one, or has a type that is not salvaged, is refused.
 func DiskOf(root fs.FS, mount string) (d wire.Disk, err error) {
-	b, err := fs.ReadFile(root, "proc/self/mountinfo")
-	if err != nil {
-		return d, err
-	}
-	m, err := mounted(string(b), mount)
+	m, device, err := mountAt(root, mount)
 	if err != nil {
 		return d, err
 	}
 	if !slices.Contains(taken, m.Type) {
 		return d, fmt.Errorf("%s has a file system of type %s: %v can be taken over", mount, m.Type, taken)
-	}
-	device, err := deviceOf(root, m)
-	if err != nil {
-		return d, fmt.Errorf("%s: %w", mount, err)
 	}
 	below, volume, err := underneath(root, device)
 	if err != nil {
@@ -68,20 +60,27 @@ func Join(disks []wire.Disk, d wire.Disk) []wire.Disk {
 // DeviceOf returns the path of the block device whose file system is mounted on a directory of this machine. root is
 // os.DirFS("/"). It fails with ErrNotMounted if nothing is mounted there.
 func DeviceOf(root fs.FS, mount string) (string, error) {
-	b, err := fs.ReadFile(root, "proc/self/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	m, err := mounted(string(b), mount)
-	if err != nil {
-		return "", err
-	}
-	number, err := deviceOf(root, m)
+	_, number, err := mountAt(root, mount)
 	if err != nil {
 		return "", err
 	}
 	at, err := resolve(root, "sys/dev/block/"+number)
 	return "/dev/" + path.Base(at), err
+}
+
+// mountAt returns what is mounted on a directory, and the block device that its file system is on, as MAJOR:MINOR.
+func mountAt(root fs.FS, dir string) (m mounts.Mount, device string, err error) {
+	b, err := fs.ReadFile(root, "proc/self/mountinfo")
+	if err != nil {
+		return m, "", err
+	}
+	if m, err = mounted(string(b), dir); err != nil {
+		return m, "", err
+	}
+	if device, err = deviceOf(root, m); err != nil {
+		return m, "", fmt.Errorf("%s: %w", dir, err)
+	}
+	return m, device, nil
 }
 
 // deviceOf returns the block device that a mount's file system is on, as MAJOR:MINOR. The number that mountinfo has for
@@ -103,7 +102,7 @@ func deviceOf(root fs.FS, m mounts.Mount) (string, error) {
 
 // checkPoints refuses a disk whose directories are not in the order in which they are mounted. Disks are mounted in the
 // alphabetical order of their first directories.
-func checkPoints(role *wire.Config, d wire.Disk) error {
+func checkPoints(disks []wire.Disk, d wire.Disk) error {
 	points := d.Points()
 	for i, p := range points {
 		switch {
@@ -112,18 +111,23 @@ func checkPoints(role *wire.Config, d wire.Disk) error {
 		case i > 0 && p.Dir <= points[i-1].Dir:
 			return fmt.Errorf("disk %s: the directories that it is mounted on must be in alphabetical order, and %s comes after %s", d.Name, p.Dir, points[i-1].Dir)
 		}
-		if on, ok := diskAt(role, p.Dir); !ok || on.Name != d.Name {
+		if on, ok := diskAt(disks, p.Dir); !ok || on.Name != d.Name {
 			return fmt.Errorf("%s of disk %s would be hidden by disk %s, which is mounted after it on %s", p.Dir, d.Name, on.Name, on.Mount)
 		}
 	}
 	return nil
 }
 
+// InOrder returns a role's disks in the order in which an understudy mounts them: one that is mounted inside another comes
+// after that one.
+func InOrder(disks []wire.Disk) []wire.Disk {
+	return slices.SortedStableFunc(slices.Values(disks), func(a, b wire.Disk) int { return cmp.Compare(a.Mount, b.Mount) })
+}
+
 // diskAt returns the disk of a role that a path is on when all disks are mounted: what is mounted later hides what was
 // there before.
-func diskAt(role *wire.Config, path string) (found wire.Disk, ok bool) {
-	disks := slices.SortedStableFunc(slices.Values(role.Disks), func(a, b wire.Disk) int { return cmp.Compare(a.Mount, b.Mount) })
-	for _, d := range disks {
+func diskAt(disks []wire.Disk, path string) (found wire.Disk, ok bool) {
+	for _, d := range InOrder(disks) {
 		for _, p := range d.Points() {
 			if within(path, p.Dir) {
 				found, ok = d, true
@@ -193,8 +197,8 @@ func checkBelow(root fs.FS, role wire.Config) error {
 	}
 	var missed []string
 	for m := range mounts.Parse(string(b)) {
-		ours := hasPoint(role, m.Dir)
-		_, below := diskAt(&role, m.Dir)
+		ours := hasPoint(role.Disks, m.Dir)
+		_, below := diskAt(role.Disks, m.Dir)
 		spared := slices.ContainsFunc(role.Without, func(dir string) bool { return within(m.Dir, dir) })
 		if what := describe(m); stored(m) && below && !ours && !spared && !slices.Contains(missed, what) {
 			missed = append(missed, what)
@@ -213,7 +217,7 @@ func within(path, dir string) bool {
 
 // checkServices is CheckRole for a role's services.
 func checkServices(root fs.FS, role wire.Config) (omitted []string, err error) {
-	rooted := hasPoint(role, "/")
+	rooted := hasPoint(role.Disks, "/")
 	for _, s := range role.Services {
 		switch {
 		case s.Unit == "" && len(s.Command) == 0:
@@ -237,8 +241,8 @@ func checkServices(root fs.FS, role wire.Config) (omitted []string, err error) {
 }
 
 // hasPoint reports whether a directory is one that a disk of a role is mounted on.
-func hasPoint(role wire.Config, dir string) bool {
-	return slices.ContainsFunc(role.Disks, func(d wire.Disk) bool {
+func hasPoint(disks []wire.Disk, dir string) bool {
+	return slices.ContainsFunc(disks, func(d wire.Disk) bool {
 		return slices.ContainsFunc(d.Points(), func(p wire.MountPoint) bool { return p.Dir == dir })
 	})
 }
@@ -282,7 +286,7 @@ func Left(root fs.FS, role wire.Config) (left []string, err error) {
 	}
 	known := make(map[string]bool) // by device
 	for m := range mounts.Parse(string(b)) {
-		if hasPoint(role, m.Dir) && m.Whole() {
+		if hasPoint(role.Disks, m.Dir) && m.Whole() {
 			known[m.Device] = true
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy.dev/understudy/internal/live/metal"
 	"understudy.dev/understudy/internal/live/wire"
 )
 
@@ -28,7 +29,7 @@ const serviceStop = 30 * time.Second
 // within returns a role as this kernel carries it out. A disk that is mounted inside another comes after that
 // one.
 func within(role wire.Config) wire.Config {
-	role.Disks = slices.SortedStableFunc(slices.Values(role.Disks), func(a, b wire.Disk) int { return cmp.Compare(a.Mount, b.Mount) })
+	role.Disks = metal.InOrder(role.Disks)
 	if len(role.Disks) == 0 || role.Disks[0].Mount != "/" {
 		return role
 	}

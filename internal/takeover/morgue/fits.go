@@ -20,10 +20,18 @@ func Fits(disk io.ReaderAt) error {
 			return errors.New(f.Lacks)
 		}
 		return err
-	case err == nil && fs.Super.Compat&ext4.CompatHasJournal != 0 && fs.Super.JournalInode == 0:
+	case err != nil:
+		return err
+	}
+	return FitsExt(&fs.Super)
+}
+
+// FitsExt is Fits for a file system of the ext family, which was opened.
+func FitsExt(s *ext4.Super) error {
+	if s.Compat&ext4.CompatHasJournal != 0 && s.JournalInode == 0 {
 		return errors.New("has its journal on another device, which cannot be handed over with it: make it internal (tune2fs -O ^has_journal, then tune2fs -j)")
 	}
-	return err
+	return nil
 }
 
 // Reads returns why what is unsaved on file systems of a type, such as xfs, cannot be read from this kernel's memory.

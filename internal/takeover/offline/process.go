@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -328,7 +327,7 @@ func stacked(device string) string {
 // identified returns where the file systems of the disks are, by UUID, and what of LVM there is besides. It fails if two
 // have the same UUID, since they cannot be told apart.
 func (c *custody) identified(disks []foreign.Disk) (map[pagecache.UUID]Place, []disk.Unusable, error) {
-	on := make(map[pagecache.UUID]Place)
+	on, usable := make(map[pagecache.UUID]Place), make(map[disk.Where]bool)
 	var unusable []disk.Unusable
 	for _, d := range disks {
 		if is, err := c.source(d.Path).shows(d.Path); err != nil {
@@ -347,13 +346,11 @@ func (c *custody) identified(disks []foreign.Disk) (map[pagecache.UUID]Place, []
 				return nil, nil, hint.New("find the dead machine's disks", fmt.Errorf("%v and %v have file system %v both", other, p, id),
 					"Save its memory (understudy salvage save), end QEMU, and apply the memory to the one that was mounted.")
 			}
-			on[id] = p
+			on[id], usable[p.Where] = p, true
 		}
 	}
 	// A volume of a group on several disks is usable on at most one of them.
-	unusable = slices.DeleteFunc(unusable, func(u disk.Unusable) bool {
-		return u.Volume != "" && slices.ContainsFunc(slices.Collect(maps.Values(on)), func(p Place) bool { return p.Where == u.Where })
-	})
+	unusable = slices.DeleteFunc(unusable, func(u disk.Unusable) bool { return u.Volume != "" && usable[u.Where] })
 	return on, unusable, nil
 }
 

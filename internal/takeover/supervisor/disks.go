@@ -295,7 +295,7 @@ func fits(d pair.Disk, on io.ReaderAt) error {
 	case d.Type == pair.Ext3 && !journal: // the kernel mounts it as ext4 only (fs/ext4/ext4.h, ext3_feature_set_ok)
 		return fmt.Errorf("disk %s: %s has no journal, and so is no ext3: say type: ext4, or make one (tune2fs -j)", d.Name, d.Image)
 	}
-	if err := morgue.Fits(on); err != nil {
+	if err := morgue.FitsExt(&fs.Super); err != nil {
 		return fmt.Errorf("disk %s: %s %w", d.Name, d.Image, err)
 	}
 	return nil
