@@ -92,11 +92,7 @@ func TestMetalAgain(t *testing.T) {
 	givesBack(t, client, r, "/cgi-bin/return")
 	left := lookInto(t, disk)
 	checkTold(t, string(said), 10, goneAgain, func(path string) []byte {
-		b, err := os.ReadFile(left + path)
-		if err != nil && !os.IsNotExist(err) {
-			t.Error(err)
-		}
-		return b
+		return readLeft(t, left+path)
 	})
 }
 

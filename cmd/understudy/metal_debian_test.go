@@ -298,11 +298,7 @@ func (d *debian) checkDisks(t *testing.T, console string) (at func(path string) 
 		return filepath.Join(left[1], path)
 	}
 	checkDebian(t, console, func(path string) []byte {
-		b, err := os.ReadFile(at(path))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Error(err)
-		}
-		return b
+		return readLeft(t, at(path))
 	})
 	return at
 }
@@ -318,6 +314,16 @@ func lookInto(t *testing.T, disk string) (dir string) {
 		t.Fatalf("debugfs: %v: %s", err, out)
 	}
 	return dir
+}
+
+// readLeft returns the content of a file that was extracted by lookInto, or is mounted: nil if there is none.
+func readLeft(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	return b
 }
 
 // checkDebian compares what is served with what the dead kernel reported, which it had in

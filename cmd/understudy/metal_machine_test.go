@@ -281,6 +281,21 @@ func metalClient(t *testing.T, ctx context.Context, ns *netns.Namespace) (*http.
 	}
 }
 
+// outlived waits until a machine whose script ends with its death is served by its understudy, and returns a client of that,
+// as metalClient does, and how long nobody served. The death is delay after the end of the script.
+func outlived(t *testing.T, ctx context.Context, r *barelab.Running, ns *netns.Namespace, delay time.Duration) (*http.Client, func(path string) []byte, time.Duration) {
+	t.Helper()
+	if err := r.Await(ctx, "DYING"); err != nil {
+		t.Fatal(err)
+	}
+	died := time.Now()
+	client, fetch := metalClient(t, ctx, ns)
+	fetch("/old1")
+	served := time.Since(died) - delay
+	t.Logf("served again after %v", served)
+	return client, fetch, served
+}
+
 // metalReport returns the report of a takeover, which is written when everything is durable.
 func metalReport(t *testing.T, fetch func(path string) []byte, path string) (report bare.Report) {
 	t.Helper()

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -35,11 +34,7 @@ func TestMetalReboots(t *testing.T) {
 			replay(t, disk)
 			left := lookInto(t, disk)
 			checkFiles(t, console, func(path string) []byte {
-				b, err := os.ReadFile(left + path)
-				if err != nil && !errors.Is(err, os.ErrNotExist) {
-					t.Error(err)
-				}
-				return b
+				return readLeft(t, left+path)
 			})
 		})
 	}

@@ -84,12 +84,7 @@ func (c *remadeCase) machine(t *testing.T) (made *barelab.Machine, gone []string
 	if err := errors.Join(err, os.WriteFile(back, []byte(returnScript), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	const plain = "mount -t ext4 -o commit=86400,noinit_itable /dev/$DISK /srv || echo \"FAILED mount\"\n"
-	work := strings.Replace(metalWork, plain, "[ ! -e /proc/sys/fs/xfs ] || echo 720000 > /proc/sys/fs/xfs/xfssyncd_centisecs\n", 1)
-	work = strings.Replace(work, "find new old* ", "dd if=/dev/urandom of=more/file bs=70001 count=1 2>/dev/null\nfind new old* more ", 1)
-	if strings.Contains(work, plain) || !strings.Contains(work, "old* more") {
-		t.Fatal("the script of the other tests has changed")
-	}
+	work := metalWorkMore(t, "[ ! -e /proc/sys/fs/xfs ] || echo 720000 > /proc/sys/fs/xfs/xfssyncd_centisecs\n")
 	prepare := "while [ ! -e /dev/vda ]; do sleep 0.1; done\n" + c.make + remadeOld
 	m := bareMachine{
 		active: c.active,
@@ -121,13 +116,7 @@ func (c *remadeCase) run(t *testing.T) {
 	ns := virtio.attach(t, m, image)
 	r, end := startMetal(t, ctx, m)
 	defer end()
-	if err := r.Await(ctx, "DYING"); err != nil {
-		t.Fatal(err)
-	}
-	died := time.Now()
-	client, fetch := metalClient(t, ctx, ns)
-	fetch("/old1")
-	t.Logf("served again after %v", time.Since(died))
+	client, fetch, _ := outlived(t, ctx, r, ns, 0)
 	checkTold(t, r.Console(), 24, gone, fetch)
 	report := metalReport(t, fetch, ":81/takeover.json")
 	if len(report.Refused) > 0 || report.Bytes < 20<<20 || !report.Durable {
@@ -140,11 +129,7 @@ func (c *remadeCase) run(t *testing.T) {
 		if name, ok := strings.CutPrefix(path, "/more/"); ok && c.name == "btrfs" {
 			at = filepath.Join(left, "@more", name)
 		}
-		b, err := os.ReadFile(at)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Error(err)
-		}
-		return b
+		return readLeft(t, at)
 	})
 }
 
@@ -219,8 +204,7 @@ mount -o remount,commit=86400 /srv || echo FAILED remount
 // anotherScript is debianInstall without an NFS server, for any type of root file system, and with a file in /home.
 func anotherScript(t *testing.T) string {
 	t.Helper()
-	script := debianInstall
-	for _, r := range [][2]string{
+	return rewritten(t, debianInstall, [][2]string{
 		{nfsStart, ""},
 		{"mount -o remount,commit=86400 / && mount -o remount,commit=86400 /srv || echo FAILED remount\n", anotherHold},
 		{"mv srv/old1", "head -c 5000 /dev/urandom > home/note\nmv srv/old1"},
@@ -228,13 +212,7 @@ func anotherScript(t *testing.T) string {
 		{"until [ -e srv/files/die ] || [ -e home/files/die ]; do sleep 0.1; done\n", ""},
 		{"echo yes > /run/serving\n", "echo yes > /run/serving\ntouch /serve\n"},
 		{". /die\n", "echo c > /proc/sysrq-trigger\n"},
-	} {
-		if !strings.Contains(script, r[0]) {
-			t.Fatalf("the script of the other tests has changed: it has no %q", r[0])
-		}
-		script = strings.Replace(script, r[0], r[1], 1)
-	}
-	return script
+	})
 }
 
 // TestMetalRoot checks that metal install protects a machine with Debian whose root file system is XFS, or subvolumes of

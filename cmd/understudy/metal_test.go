@@ -102,6 +102,28 @@ drain
 // metalWork is metalWorkOf with a large file of 20 MiB.
 var metalWork = strings.Replace(metalWorkOf, "LARGE", "20", 1)
 
+// metalWorkMore is metalWork on file systems that are mounted already, with a file in more, after a further command.
+func metalWorkMore(t *testing.T, command string) string {
+	t.Helper()
+	return rewritten(t, metalWork, [][2]string{
+		{"mount -t ext4 -o commit=86400,noinit_itable /dev/$DISK /srv || echo \"FAILED mount\"\n", command},
+		{"find new old* ", "dd if=/dev/urandom of=more/file bs=70001 count=1 2>/dev/null\nfind new old* more "},
+	})
+}
+
+// rewritten returns a script of other tests in which the first of each pair, which must be there, is replaced once by the
+// second.
+func rewritten(t *testing.T, script string, pairs [][2]string) string {
+	t.Helper()
+	for _, p := range pairs {
+		if !strings.Contains(script, p[0]) {
+			t.Fatalf("the script of the other tests has changed: it has no %q", p[0])
+		}
+		script = strings.Replace(script, p[0], p[1], 1)
+	}
+	return script
+}
+
 // TestMetalTakeover checks that the understudy has every file exactly as it was, at the
 // same address and MAC, after the machine's own kernel has died.
 func TestMetalTakeover(t *testing.T) {
@@ -184,14 +206,8 @@ func takeOverMetal(t *testing.T, m *barelab.Machine, d metalDevices, death death
 	ns := d.attach(t, m, disk)
 	r, end := startMetal(t, ctx, m)
 	defer end()
-	if err := r.Await(ctx, "DYING"); err != nil {
-		t.Fatal(err)
-	}
-	died := time.Now()
-	client, fetch := metalClient(t, ctx, ns)
-	fetch("/old1")
-	seen.served = time.Since(died) - death.delay
-	t.Logf("served again after %v", seen.served)
+	client, fetch, served := outlived(t, ctx, r, ns, death.delay)
+	seen.served = served
 	checkFiles(t, r.Console(), fetch)
 	checkMAC(t, ns)
 	seen.report = metalReport(t, fetch, ":81/takeover.json")
@@ -232,11 +248,7 @@ func checkDisk(t *testing.T, console, disk string) {
 	t.Helper()
 	left := lookInto(t, disk)
 	checkFiles(t, console, func(path string) []byte {
-		b, err := os.ReadFile(left + path)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Error(err)
-		}
-		return b
+		return readLeft(t, left+path)
 	})
 }
 

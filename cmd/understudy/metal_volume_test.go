@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"understudy.dev/understudy/internal/lab/tier"
 	"understudy.dev/understudy/internal/live/device"
@@ -67,7 +65,6 @@ func TestMetalVolume(t *testing.T) {
 	if err := os.WriteFile(role, []byte(volumeRole+rest), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	const plain = "mount -t ext4 -o commit=86400,noinit_itable /dev/$DISK /srv || echo \"FAILED mount\"\n"
 	const mounts = `
 while [ ! -e /dev/vda ]; do sleep 0.1; done
 mkdir -p /run/lvm /run/lock/lvm
@@ -75,14 +72,9 @@ lvm vgchange --config 'activation{udev_sync=0 udev_rules=0 verify_udev_operation
 mount -t ext4 -o commit=86400,noinit_itable /dev/mapper/a--group-srv /srv && mkdir /srv/more || echo "FAILED mount"
 mount -t ext4 -o commit=86400,noinit_itable /dev/mapper/a--group-between /srv/more || echo "FAILED mount of more"
 `
-	work := strings.Replace(metalWork, plain, "", 1)
-	work = strings.Replace(work, "find new old* ", "dd if=/dev/urandom of=more/file bs=70001 count=1 2>/dev/null\nfind new old* more ", 1)
-	if strings.Contains(work, plain) || !strings.Contains(work, "old* more") {
-		t.Fatal("the script of the other tests has changed")
-	}
 	m := bareMachine{
 		// The role is compared with what is mounted when the understudy is started.
-		script: parametersFirst + mounts + strings.ReplaceAll(metalRun, "/role.json", "/volume.json") + work + "echo c > /proc/sysrq-trigger\n",
+		script: parametersFirst + mounts + strings.ReplaceAll(metalRun, "/role.json", "/volume.json") + metalWorkMore(t, "") + "echo c > /proc/sysrq-trigger\n",
 		files:  []string{role}, programs: []string{"/sbin/lvm"}, ownDrivers: []string{"dm-mod"}, options: []string{"--under", "lvm"},
 	}.make(t)
 	ctx, cancel := context.WithTimeout(context.Background(), metalLimit)
@@ -93,13 +85,7 @@ mount -t ext4 -o commit=86400,noinit_itable /dev/mapper/a--group-between /srv/mo
 	ns := virtio.attach(t, m, image)
 	r, end := startMetal(t, ctx, m)
 	defer end()
-	if err := r.Await(ctx, "DYING"); err != nil {
-		t.Fatal(err)
-	}
-	died := time.Now()
-	client, fetch := metalClient(t, ctx, ns)
-	fetch("/old1")
-	t.Logf("served again after %v", time.Since(died))
+	client, fetch, _ := outlived(t, ctx, r, ns, 0)
 	gone := []string{"/old2", "/old4", "/new/file3"}
 	checkTold(t, r.Console(), 24, gone, fetch)
 	report := metalReport(t, fetch, ":81/takeover.json")
@@ -118,10 +104,6 @@ mount -t ext4 -o commit=86400,noinit_itable /dev/mapper/a--group-between /srv/mo
 		if name, ok := strings.CutPrefix(path, "/more/"); ok {
 			at = filepath.Join(left["between"], name)
 		}
-		b, err := os.ReadFile(at)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Error(err)
-		}
-		return b
+		return readLeft(t, at)
 	})
 }
