@@ -45,7 +45,11 @@ until grep -q 'GET /go' /var/log/nginx/access.log; do sleep 0.2; done
 for s in vm/dirty_writeback_centisecs=0 vm/dirty_expire_centisecs=360000 vm/dirty_background_ratio=89 vm/dirty_ratio=90; do
   echo ${s#*=} > /proc/sys/${s%=*}
 done
-mount -o remount,commit=86400 /var/www; mount -o remount,commit=86400 /
+mount -o remount,commit=86400 /var/www
+case $(stat -f -c %T /) in
+xfs) echo 720000 > /proc/sys/fs/xfs/xfssyncd_centisecs ;;
+*) mount -o remount,commit=86400 / ;;
+esac
 sync
 beat=$(pgrep -f ^understudy-beat)
 agent=$(systemctl show -P MainPID understudy-agent)
@@ -67,48 +71,86 @@ echo UNSAVED
 exec sleep 1000000
 `
 
-// guestRoots are where the root file system of a partition is: an image, or a linear logical volume on one.
-var guestRoots = map[string]func(t *testing.T, root systems.Root, dir string) (off int64){
-	"image": func(t *testing.T, root systems.Root, dir string) int64 {
-		copyDisk(t, root.Image, filepath.Join(dir, "left.img"))
-		return 0
+// guestRoot is where the root file system of a partition is.
+type guestRoot struct {
+	// place makes left.img in a directory of plain, an image that has nothing but that file system, of ext4.
+	place func(t *testing.T, plain, dir string)
+	// out is the way back, from an image in that directory; nil if there is nothing to do.
+	out   func(t *testing.T, image, plain string)
+	check []string // a program that checks the file system, and its options
+	mount string   // options with which mount(8) shows it
+}
+
+// guestRoots have each an image, a linear logical volume on one, and another type of file system.
+var guestRoots = map[string]guestRoot{
+	"image": {place: func(t *testing.T, plain, dir string) { renamed(t, plain, filepath.Join(dir, "left.img")) }, check: []string{"e2fsck", "-fn"}},
+	"volume": {
+		place: placeInVolume,
+		out:   func(t *testing.T, image, plain string) { outOfVolume(t, image, "a-group/root", plain) },
+		check: []string{"e2fsck", "-fn"},
 	},
-	"volume": func(t *testing.T, root systems.Root, dir string) int64 {
-		guest := lvmGuest(t, dir)
-		st, err := os.Stat(root.Image)
+	"xfs":   {place: placeOn("xfs"), check: []string{"xfs_repair", "-n"}},
+	"btrfs": {place: placeOn("btrfs"), check: []string{"btrfs", "check"}, mount: "subvol=@rootfs"},
+}
+
+func placeInVolume(t *testing.T, plain, dir string) {
+	guest := lvmGuest(t, dir)
+	st, err := os.Stat(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := fmt.Sprintf(`D=/dev/vda; %slvm lvcreate --config "$L" -qqy -Wn -Zn -L %db -n root a-group; %s`, makeGroup, st.Size(), endVolume)
+	madeBy(t, dir, script, st.Size()+64<<20, "left.img")
+	if err := os.Remove(guest); err != nil {
+		t.Fatal(err)
+	}
+	onVolume(t, filepath.Join(dir, "left.img"), "a-group/root", func(v device.Section) {
+		from, err := os.Open(plain)
 		if err != nil {
 			t.Fatal(err)
 		}
-		script := fmt.Sprintf(`D=/dev/vda; %slvm lvcreate --config "$L" -qqy -Wn -Zn -L %db -n root a-group; %s`, makeGroup, st.Size(), endVolume)
-		madeBy(t, dir, script, st.Size()+64<<20, "left.img")
-		if err := os.Remove(guest); err != nil {
-			t.Fatal(err)
-		}
-		off := int64(0)
-		onVolume(t, filepath.Join(dir, "left.img"), "a-group/root", func(v device.Section) {
-			from, err := os.Open(root.Image)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer from.Close()
-			copyData(t, v, from)
-			off = v.At[0].Off
-		})
-		return off
-	},
+		defer from.Close()
+		copyData(t, v, from)
+	})
 }
+
+func placeOn(kind string) func(t *testing.T, plain, dir string) {
+	return func(t *testing.T, plain, dir string) {
+		checked(t, "unshare", "-m", "bash", "-c", guestOn, "bash", plain, filepath.Join(dir, "left.img"), kind, t.TempDir())
+	}
+}
+
+// guestOn makes an image with another type of file system of one with ext4. The root is in subvolume @rootfs of btrfs, as Debian's
+// installer does it.
+const guestOn = `
+set -euo pipefail
+from=$1 to=$2 kind=$3 old=$4/old new=$4/new options=noatime
+mkdir "$old" "$new"
+mount -o loop,ro "$from" "$old"
+truncate -s 3584M "$to"
+mkfs.$kind -q -L root "$to"
+mount -o loop "$to" "$new"
+if [ $kind = btrfs ]; then
+	options=noatime,subvol=@rootfs
+	btrfs -q subvolume create "$new/@rootfs"
+	umount "$new"
+	mount -o loop,$options "$to" "$new"
+fi
+cp -a "$old"/. "$new"
+echo "LABEL=root / $kind $options 0 0" > "$new/etc/fstab"
+`
 
 // TestGuests tests a pair whose partitions are Debian with systemd. A unit is started by role; the agent is restarted
 // without a takeover; the kernel panics, and the other side serves the same files from the same address; what the dead
 // side had unsaved on its own root disk is there when it boots again; a supervisor leaves, and the next one lets the
 // other side take over on plan; and both are powered off in good order.
 func TestGuests(t *testing.T) {
-	for name, place := range guestRoots {
-		t.Run(name, func(t *testing.T) { testGuests(t, place) })
+	for name, on := range guestRoots {
+		t.Run(name, func(t *testing.T) { testGuests(t, on) })
 	}
 }
 
-func testGuests(t *testing.T, place func(t *testing.T, root systems.Root, dir string) (off int64)) {
+func testGuests(t *testing.T, on guestRoot) {
 	tier.Full(t, "partitions with Debian and systemd")
 	vm(t)
 	dir := t.TempDir()
@@ -117,7 +159,11 @@ func testGuests(t *testing.T, place func(t *testing.T, root systems.Root, dir st
 	if err != nil {
 		t.Fatal(err)
 	}
-	parameters, err := root.PrepareAt(t.Context(), dir, place(t, root, dir), binary, "nginx.service", "postgresql@15-main.service", "prometheus.service")
+	if err := root.Copy(t.Context(), in("plain.img")); err != nil {
+		t.Fatal(err)
+	}
+	on.place(t, in("plain.img"), dir)
+	parameters, err := root.PrepareLeft(t.Context(), dir, binary, "nginx.service", "postgresql@15-main.service", "prometheus.service")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,22 +258,27 @@ func testGuests(t *testing.T, place func(t *testing.T, root systems.Root, dir st
 	if err := down(); err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(parameters, "/dev/mapper") {
+	if on.out != nil {
 		for _, side := range []string{"left.img", "right.img"} {
-			outOfVolume(t, in(side), "a-group/root", in("plain.img"))
-			if err := os.Rename(in("plain.img"), in(side)); err != nil {
-				t.Fatal(err)
-			}
+			on.out(t, in(side), in("plain.img"))
+			renamed(t, in("plain.img"), in(side))
 		}
 	}
-	for _, image := range []string{"left.img", "right.img", "data.img"} { // all of them are unmounted
-		if out, err := exec.Command("e2fsck", "-fn", in(image)).CombinedOutput(); err != nil || strings.Contains(string(out), "journal recovery") {
+	for image, check := range map[string][]string{"left.img": on.check, "right.img": on.check, "data.img": {"e2fsck", "-fn"}} { // all of them are unmounted
+		if out, err := exec.Command(check[0], append(check[1:len(check):len(check)], in(image))...).CombinedOutput(); err != nil || strings.Contains(string(out), "journal recovery") {
 			t.Errorf("%s: %v: %s", image, err, out)
 		}
 	}
-	own, err := exec.Command("debugfs", "-R", "cat /var/lib/own", in("left.img")).Output()
-	if sum := fmt.Sprintf("SUM %x /var/lib/own", sha256.Sum256(own)); err != nil || !strings.Contains(left, sum) {
-		t.Errorf("the dead side's own file is %s, %v", sum, err)
+	own := readFile(t, filepath.Join(mountedHere(t, in("left.img"), "ro,"+on.mount), "var/lib/own"))
+	if sum := fmt.Sprintf("SUM %x /var/lib/own", sha256.Sum256(own)); !strings.Contains(left, sum) {
+		t.Errorf("the dead side's own file is %s", sum)
+	}
+}
+
+func renamed(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
 	}
 }
 

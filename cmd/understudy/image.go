@@ -104,8 +104,8 @@ func (p *preparation) run(image string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "its kernel is %s; for pair.yaml:\n  kernel: %s\n  initramfs: %s\n  root: %s\n  append: root=%s ro\n",
-		k.Release, k.Image, k.Initramfs, abs, d.Root())
+	_, err = fmt.Fprintf(out, "its kernel is %s; for pair.yaml:\n  kernel: %s\n  initramfs: %s\n  root: %s\n  append: %s ro\n",
+		k.Release, k.Image, k.Initramfs, abs, d.Parameters())
 	return err
 }
 

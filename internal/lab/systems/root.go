@@ -45,14 +45,22 @@ func Find(ctx context.Context, name string) (r Root, err error) {
 // in a directory, with the program understudy as the agent in it, and units that start by
 // role. parameters are for append: of a pair.yaml.
 func (r Root) Prepare(ctx context.Context, dir, understudy string, units ...string) (parameters string, err error) {
-	if err := run(ctx, "cp", "--sparse=always", r.Image, filepath.Join(dir, "left.img")); err != nil {
+	if err := r.Copy(ctx, filepath.Join(dir, "left.img")); err != nil {
 		return "", err
 	}
-	return r.PrepareAt(ctx, dir, 0, understudy, units...)
+	return r.PrepareLeft(ctx, dir, understudy, units...)
 }
 
-// PrepareAt is Prepare with left.img as it is there, with a copy of the root disk at an offset.
-func (r Root) PrepareAt(ctx context.Context, dir string, off int64, understudy string, units ...string) (parameters string, err error) {
+// Copy makes a copy of the root disk, whose units have no time limits.
+func (r Root) Copy(ctx context.Context, to string) error {
+	if err := run(ctx, "cp", "--sparse=always", r.Image, to); err != nil {
+		return err
+	}
+	return patient(to)
+}
+
+// PrepareLeft is Prepare with left.img as it is there: with what a Copy has.
+func (r Root) PrepareLeft(ctx context.Context, dir, understudy string, units ...string) (parameters string, err error) {
 	left, right := filepath.Join(dir, "left.img"), filepath.Join(dir, "right.img")
 	args := []string{"image", "prepare", left}
 	for _, u := range units {
@@ -75,16 +83,13 @@ func (r Root) PrepareAt(ctx context.Context, dir string, off int64, understudy s
 			return "", err
 		}
 	}
-	if err := patient(left, off); err != nil {
-		return "", err
-	}
 	return parameters + booted, run(ctx, "cp", "--sparse=always", left, right)
 }
 
 // patient removes systemd's time limits for units to start and to show that they are alive,
 // and for devices to appear (systemd-system.conf(5); systemd.unit(5) on service.d, for
 // services that set others): on a busy machine they end units that only wait for their turn.
-func patient(image string, off int64) error {
+func patient(image string) error {
 	var files []barelab.File
 	for name, text := range map[string]string{
 		"system.conf.d":    "[Manager]\nDefaultTimeoutStartSec=infinity\nDefaultDeviceTimeoutSec=infinity\n",
@@ -97,7 +102,7 @@ func patient(image string, off int64) error {
 		}
 		files = append(files, barelab.File{Path: "/etc/systemd/" + name + "/patient.conf", Source: source})
 	}
-	return barelab.PutAt(image, off, files)
+	return barelab.PutAt(image, 0, files)
 }
 
 // booted are further kernel parameters. There is no getty on the console, which is for what a test

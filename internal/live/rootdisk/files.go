@@ -149,6 +149,23 @@ func hides(fstab string) string {
 	return ""
 }
 
+// rootSubvolume returns the subvolume of btrfs, in the top level, that an fstab mounts as the root file system; empty if it does not
+// name one.
+func rootSubvolume(fstab string) string {
+	for line := range strings.Lines(fstab) {
+		f := strings.Fields(line)
+		if len(f) < 4 || strings.HasPrefix(f[0], "#") || f[1] != "/" {
+			continue
+		}
+		for option := range strings.SplitSeq(f[3], ",") {
+			if name, ok := strings.CutPrefix(option, "subvol="); ok {
+				return strings.TrimPrefix(name, "/")
+			}
+		}
+	}
+	return ""
+}
+
 // enforces reports whether the configuration of SELinux enforces it (selinux_config(5)): the first line with a
 // mode counts. Without one the kernel's own default holds, which is permissive.
 func enforces(config string) bool {

@@ -29,7 +29,7 @@ const maxBoot = 1 << 30
 func (d *Disk) TakeKernel(release, out string) (k Kernel, err error) {
 	k = Kernel{Release: release, Image: out + ".vmlinuz", Initramfs: out + ".initrd"}
 	if k.Release == "" {
-		err = d.on(d.root, func(root *os.Root) error {
+		err = d.on(d.root, look, func(root *os.Root) error {
 			k.Release, err = newest(root)
 			return err
 		})
@@ -44,14 +44,14 @@ func (d *Disk) TakeKernel(release, out string) (k Kernel, err error) {
 			return nil
 		}
 	}
-	if err := d.on(d.root, take("boot/")); err != nil {
+	if err := d.on(d.root, look, take("boot/")); err != nil {
 		return k, err
 	}
 	for _, fs := range d.rest { // one of them may be /boot
 		if took == nil {
 			break
 		}
-		if err := d.on(fs, take("")); err != nil {
+		if err := d.on(fs, look, take("")); err != nil {
 			return k, err
 		}
 	}

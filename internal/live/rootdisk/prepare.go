@@ -38,7 +38,7 @@ func (d *Disk) Prepare(c Content, tell func(what string)) error {
 	if err != nil {
 		return fmt.Errorf("read the program that is to be the agent: %w", err)
 	}
-	return d.on(d.root, func(root *os.Root) error {
+	return d.on(d.root, change, func(root *os.Root) error {
 		if err := fits(root); err != nil {
 			return fmt.Errorf("prepare %s: %w", d.Path, err)
 		}
@@ -69,7 +69,7 @@ func (d *Disk) Prepare(c Content, tell func(what string)) error {
 
 // Undo removes what Prepare has put there, and calls tell for each thing.
 func (d *Disk) Undo(tell func(what string)) error {
-	return d.on(d.root, func(root *os.Root) error {
+	return d.on(d.root, change, func(root *os.Root) error {
 		w := writer{root: root, tell: tell}
 		for _, p := range []string{unitPath, rulePath, networkPath, programPath} {
 			w.remove(p)

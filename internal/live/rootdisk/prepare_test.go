@@ -65,17 +65,47 @@ func image(t *testing.T, tree string, parted bool) string {
 	return path
 }
 
-// look returns the files on an image, by path, read with debugfs instead of our own code.
-func look(t *testing.T, path string, parted bool) map[string]string {
+// remade makes a disk image of a tree, with another kind of file system: a script has its device as $1, a directory to mount it
+// on as $2, and the tree as $3.
+func remade(t *testing.T, tree, script string) string {
 	t.Helper()
-	from := path
-	if parted {
-		from += "?offset=1048576"
+	if os.Getuid() != 0 {
+		tier.Lacks(t, "not root: an image is mounted")
 	}
-	dir := t.TempDir()
-	if out, err := exec.Command("debugfs", "-R", "rdump / "+dir, from).CombinedOutput(); err != nil {
-		t.Fatalf("debugfs: %v: %s", err, out)
+	path := filepath.Join(t.TempDir(), "root.img")
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 320<<20)); err != nil {
+		t.Fatal(err)
 	}
+	mounting(t, "set -e; "+script, path, t.TempDir(), tree)
+	return path
+}
+
+// mounting runs a script where nobody else sees what it mounts.
+func mounting(t *testing.T, script string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("unshare", append([]string{"-m", "sh", "-c", script, "sh"}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return string(out)
+}
+
+// Scripts of remade.
+const (
+	makeXFS       = `mkfs.xfs -q $1; mount $1 $2; cp -a $3/. $2; umount $2`
+	makeBtrfs     = `mkfs.btrfs -q $1; mount $1 $2; cp -a $3/. $2; umount $2`
+	makeSubvolume = `sed -i "s, / ext4 defaults, / btrfs noatime\,subvol=@rootfs," $3/etc/fstab
+		mkfs.btrfs -q $1; mount $1 $2; btrfs -q subvolume create $2/@rootfs; mkdir -p $2/plain/etc; touch $2/plain/etc/fstab
+		cp -a $3/. $2/@rootfs; btrfs -q subvolume snapshot $2/@rootfs $2/older; umount $2`
+	makeTwo = `mkfs.btrfs -q $1; mount $1 $2; btrfs -q subvolume create $2/one; cp -a $3/. $2/one
+		btrfs -q subvolume snapshot $2/one $2/two; umount $2`
+)
+
+// files returns the files on an image, by path, as mount(8) shows them with these options.
+func files(t *testing.T, path, options string) map[string]string {
+	t.Helper()
+	dir, at := t.TempDir(), t.TempDir()
+	mounting(t, "set -e; mount -o ro,loop,$2 $1 $3; cp -a $3/. $4; umount $3", path, options, at, dir)
 	all := make(map[string]string)
 	err := filepath.WalkDir(dir, func(at string, e os.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
@@ -92,10 +122,24 @@ func look(t *testing.T, path string, parted bool) map[string]string {
 }
 
 func TestPrepare(t *testing.T) {
-	for name, parted := range map[string]bool{"bare": false, "in a partition": true} {
+	for name, tt := range map[string]struct {
+		image   func() string
+		options string // with which mount(8) shows the root file system
+		boot    string // the parameters for that, after its UUID
+	}{
+		"bare":           {func() string { return image(t, tree(t), false) }, "", ""},
+		"in a partition": {func() string { return image(t, tree(t), true) }, "offset=1048576", ""},
+		"xfs":            {func() string { return remade(t, tree(t), makeXFS) }, "", ""},
+		"btrfs":          {func() string { return remade(t, tree(t), makeBtrfs) }, "", ""},
+		"btrfs, in a subvolume, and a snapshot of that": {func() string { return remade(t, tree(t), makeSubvolume) }, "subvol=@rootfs", " rootflags=subvol=@rootfs"},
+	} {
 		t.Run(name, func(t *testing.T) {
-			path := image(t, tree(t), parted)
-			before := look(t, path, parted)
+			path := tt.image()
+			before := files(t, path, tt.options)
+			older, err := os.ReadFile(path) // a copy, as of the pair's other side
+			if err != nil {
+				t.Fatal(err)
+			}
 			program := filepath.Join(t.TempDir(), "program")
 			if err := os.WriteFile(program, []byte("the agent"), 0o755); err != nil {
 				t.Fatal(err)
@@ -122,6 +166,9 @@ func TestPrepare(t *testing.T) {
 			if err := d.Prepare(c, tell); err != nil || told != nil {
 				t.Errorf("again: %v, %q", err, told)
 			}
+			if p := d.Parameters(); p != "root=UUID="+d.UUID+tt.boot {
+				t.Errorf("it is to boot with %q", p)
+			}
 			k, err := d.TakeKernel("", filepath.Join(t.TempDir(), "out"))
 			if err != nil || k.Release != "6.1.0-10-amd64" {
 				t.Fatalf("kernel %+v, %v", k, err)
@@ -134,7 +181,7 @@ func TestPrepare(t *testing.T) {
 			if err := d.Close(); err != nil {
 				t.Fatal(err)
 			}
-			now := look(t, path, parted)
+			now := files(t, path, tt.options)
 			if now["usr/lib/understudy/understudy"] != "the agent" || !strings.Contains(now["etc/fstab"], "\n#understudy: UUID=2 /srv") || len(now) != len(before)+5 {
 				t.Errorf("the disk has %q", now)
 			}
@@ -144,7 +191,7 @@ func TestPrepare(t *testing.T) {
 			if err := errors.Join(d.Undo(tell), d.Close()); err != nil {
 				t.Fatal(err)
 			}
-			now = look(t, path, parted)
+			now = files(t, path, tt.options)
 			for name, text := range before {
 				if now[name] != text {
 					t.Errorf("%s is %q, and was %q", name, now[name], text)
@@ -152,6 +199,38 @@ func TestPrepare(t *testing.T) {
 			}
 			if len(now) != len(before) {
 				t.Errorf("%d files, and there were %d", len(now), len(before))
+			}
+			copied := filepath.Join(t.TempDir(), "copy.img")
+			if err := os.WriteFile(copied, older, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if d, err = Open(copied, disk.Where{}); err != nil {
+				t.Fatalf("the older copy: %v", err)
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if now, err := os.ReadFile(copied); err != nil || !bytes.Equal(now, older) {
+				t.Errorf("looking at it changes it, or %v", err)
+			}
+		})
+	}
+}
+
+// TestPrepareDirty: an XFS or btrfs that was not unmounted, with a log to be replayed, is left as it is.
+func TestPrepareDirty(t *testing.T) {
+	for kind, script := range map[string]string{"xfs": "mkfs.xfs -q $1", "btrfs": "mkfs.btrfs -q $1"} {
+		t.Run(kind, func(t *testing.T) {
+			path := remade(t, tree(t), script+`; mount $1 $2; cp -a $3/. $2; sync -f $2; touch $2/new; sync $2/new; cp $1 $1.dirty; umount $2`) + ".dirty"
+			before, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d, err := Open(path, disk.Where{}); !errors.Is(err, errUnclean) || !strings.Contains(err.Error(), kind+" in ") {
+				t.Errorf("%v, %v", d, err)
+			}
+			if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, before) {
+				t.Errorf("it was changed, or %v", err)
 			}
 		})
 	}
@@ -215,6 +294,7 @@ func TestPrepareRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(empty, "no root file system")
+	refused(remade(t, tree(t), makeTwo), "a system in each of its subvolumes one, two")
 }
 
 // TestNoRoot: a file system that has only kernels is /boot, so the root is elsewhere: the error names what else is there.
@@ -249,7 +329,7 @@ func TestNoRoot(t *testing.T) {
 			if err == nil {
 				d.Close()
 			}
-			if err == nil || !strings.Contains(err.Error(), "no root file system of the ext family on it, but ") || !strings.Contains(err.Error(), tt.want) {
+			if err == nil || !strings.Contains(err.Error(), "no root file system on it, but ") || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v", err)
 			}
 		})
@@ -344,8 +424,8 @@ func TestRootInVolume(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d.Root() != "/dev/mapper/vg0-root" {
-				t.Errorf("it is to boot from %s", d.Root())
+			if d.Parameters() != "root=/dev/mapper/vg0-root" {
+				t.Errorf("it is to boot with %s", d.Parameters())
 			}
 			program := filepath.Join(t.TempDir(), "program")
 			err = os.WriteFile(program, []byte("the agent"), 0o755)
@@ -481,6 +561,11 @@ func TestUnclean(t *testing.T) {
 				hold.Close()
 			}
 		})
+	}
+	for kind, script := range map[string]string{"xfs": makeXFS, "btrfs": makeBtrfs} {
+		if got, err := Unclean(remade(t, tree(t), script), never); err != nil || !slices.Equal(got, []disk.Where{{}}) {
+			t.Errorf("%s, which may be unclean: %v, %v", kind, got, err)
+		}
 	}
 	path := filepath.Join(t.TempDir(), "nothing.img")
 	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
