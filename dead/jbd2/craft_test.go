@@ -405,6 +405,9 @@ func TestCrafted(t *testing.T) {
 			l := load(t, d)
 			ops := len(d.Ops())
 			s, err := l.Scan()
+			if err == nil {
+				err = s.Whole()
+			}
 			var corrupt *jbd2.CorruptError
 			switch {
 			case c.fails != "":

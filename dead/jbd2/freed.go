@@ -49,12 +49,25 @@ func (l *Log) ForgetFreed(s *Scan) error {
 }
 
 // Forget makes a replay leave out everything that a scan of this log has of some blocks, whose homes have the right
-// content. It must be called after ForgetFreed.
+// content, or get it otherwise. It must be called after ForgetFreed.
 func (l *Log) Forget(s *Scan, blocks []addr.Block) {
 	for _, b := range blocks {
 		l.freed[b] = s.Next - 1
 	}
 	s.freed = l.freed
+}
+
+// Frees reports whether a block is free according to one of some other blocks, which are not in the log: the bitmap of its group.
+func (l *Log) Frees(others map[addr.Block][]byte, b addr.Block) bool {
+	if b < addr.Block(l.FS.Super.FirstDataBlock) {
+		return false
+	}
+	g, err := l.FS.Group(l.group(b))
+	if err != nil {
+		return false
+	}
+	bitmap, bit := others[g.BlockBitmap], l.bit(b)
+	return uint64(bit) < 8*uint64(len(bitmap)) && bitmap[bit/8]>>(bit%8)&1 == 0
 }
 
 // bitmaps returns the bitmaps of blocks of the groups that have blocks in the log, with the number of

@@ -273,6 +273,9 @@ func compare(t *testing.T, s sample, m dirtylog.Mounted, path string) string {
 		return "refused"
 	}
 	scan, err := l.Scan()
+	if err == nil {
+		err = scan.Whole()
+	}
 	t.Log(describe(l, scan), err, m.Err)
 	if err == nil && scan.Fast.Tags > 0 || err == nil && scan.Fast.Err != nil {
 		return compareFast(t, l, scan, ours, m)

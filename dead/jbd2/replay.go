@@ -25,7 +25,7 @@ type Stats struct {
 // its journal is not in use. It does nothing else that a mount does: orphans
 // remain. If it ends early, everything in the log is still there.
 //
-// It fails with ErrNotInUse, ErrFastCommits or what Scan returns before anything
+// It fails with ErrNotInUse, ErrFastCommits or what Scan or Scan.Whole returns before anything
 // is written.
 func (l *Log) Replay() (Stats, error) {
 	stats, err := l.replay()
@@ -99,7 +99,7 @@ func (l *Log) Recovered(scan *Scan) (*ext4.FS, *Recording, error) {
 // MakeRoom replays the log, and returns where a transaction can then begin, with all the room that there is. If the
 // log has fast commits, they stay as valid as before: the log is not marked empty, but begins with the transaction
 // that they are for, as it does if a kernel has written all others to their homes (fs/jbd2/journal.c,
-// jbd2_journal_get_log_tail). It fails with ErrNotInUse or what Scan returns before anything is written.
+// jbd2_journal_get_log_tail). It fails with ErrNotInUse or what Scan or Scan.Whole returns before anything is written.
 func (l *Log) MakeRoom() (Start, Stats, error) {
 	scan, err := l.Scan()
 	if err != nil {
@@ -147,6 +147,9 @@ func (l *Log) restore(scan *Scan) (Stats, error) {
 	stats := Stats{Next: scan.Next, Transactions: len(scan.Transactions)}
 	if !scan.Empty && !l.FS.Super.NeedsReplay() {
 		return stats, ErrNotInUse
+	}
+	if err := scan.Whole(); err != nil {
+		return stats, err
 	}
 	newest := scan.Newest()
 	revoked := scan.revoked()

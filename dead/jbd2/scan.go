@@ -2,6 +2,7 @@ package jbd2
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 
@@ -47,9 +48,8 @@ type LoggedBlock struct {
 	Home    addr.Block // where it belongs
 	At      Pos        // where it is
 	Escaped bool       // it begins with the journal's magic, which is zero in the log
-	// Damaged says that its checksum is wrong, and that a later transaction has another version of
-	// it, which is whole. A kernel fails, because it writes both; our replay gives the same result
-	// without it. Linux 5.10 was seen to leave such a log, with data=journal.
+	// Damaged says that its checksum is wrong, and that a kernel fails to replay it. Linux was seen to leave such
+	// logs with data=journal (5.10, 7.2). What else there is decides whether it matters: see Whole.
 	Damaged bool
 
 	checksum uint32
@@ -69,7 +69,7 @@ func (e *CorruptError) Error() string {
 
 // Scan reads the log as a recovery does (fs/jbd2/recovery.c, do_one_pass), and
 // verifies everything that a recovery would replay. Where a recovery fails the error is a *CorruptError,
-// unless all that it fails for is superseded (LoggedBlock.Damaged), or was not committed yet (dropTorn).
+// unless all that it fails for was not committed yet (dropTorn), or is blocks whose checksum is wrong: see Whole.
 func (l *Log) Scan() (*Scan, error) {
 	s := &l.Super
 	if s.Empty() {
@@ -83,8 +83,34 @@ func (l *Log) Scan() (*Scan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("scan log: %w", err)
 	}
-	scan.freed = l.freed
 	return scan, nil
+}
+
+// Whole says which block a replay could not write, with a *CorruptError: the last version of it in the log has a wrong
+// checksum. A replay does without a version that is superseded, revoked, or to be left out (ForgetFreed, Forget).
+func (s *Scan) Whole() error {
+	for b := range s.damaged() {
+		return &CorruptError{Sequence: b.Sequence, At: b.At, Reason: fmt.Sprintf("wrong checksum of block %d", b.Home)}
+	}
+	return nil
+}
+
+// Damaged returns the blocks for which Whole fails.
+func (s *Scan) Damaged() (homes []addr.Block) {
+	for b := range s.damaged() {
+		homes = append(homes, b.Home)
+	}
+	return homes
+}
+
+func (s *Scan) damaged() iter.Seq[Newest] {
+	return func(yield func(Newest) bool) {
+		for _, b := range s.Newest() {
+			if b.Damaged && !yield(b) {
+				return
+			}
+		}
+	}
 }
 
 // scanner is a scan under way.
@@ -111,7 +137,7 @@ const maxRecords = 1 << 22
 // scan reads the log from a transaction on.
 func (l *Log) scan(from Start) (*Scan, error) {
 	s := &scanner{Log: l, in: &reader{l: l}, at: from.Block, sum: ^uint32(0)}
-	s.out = &Scan{Next: from.Sequence, Start: from.Block, End: from.Block}
+	s.out = &Scan{Next: from.Sequence, Start: from.Block, End: from.Block, freed: l.freed}
 	for more := true; more; {
 		b, err := s.in.block(s.at)
 		if err != nil {
@@ -251,8 +277,8 @@ func (s *scanner) commit(b []byte) (more bool, err error) {
 	return true, nil
 }
 
-// verify checks that the blocks that a replay writes are whole, and that their homes are in
-// the file system but not in its journal. It marks other blocks that are not whole.
+// verify checks that the homes of the blocks that a replay writes are in the file system but not in its journal. It marks
+// blocks that are not whole.
 func (l *Log) verify(scan *Scan) error {
 	if l.Super.tailed() {
 		if err := l.markDamaged(scan); err != nil {
@@ -271,8 +297,6 @@ func (l *Log) verify(scan *Scan) error {
 			return &CorruptError{Sequence: b.Sequence, At: b.At, Reason: fmt.Sprintf(format, args...)}
 		}
 		switch {
-		case b.Damaged:
-			return corrupt("wrong checksum of block %d", b.Home)
 		case uint64(b.Home) < uint64(l.FS.Super.FirstDataBlock) || uint64(b.Home) >= limit:
 			return corrupt("block %d, of a file system of %d", b.Home, limit)
 		case l.Contains(b.Home):

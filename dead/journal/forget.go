@@ -8,13 +8,43 @@ import (
 	"understudy.dev/understudy/dead/pagecache"
 )
 
-// forget makes a replay leave out logged blocks that were freed later.
+// forget makes a replay leave out logged blocks that were freed later, and those that are damaged and that the rescue does
+// without. It fails if others are damaged.
 func (f *finisher) forget(log *jbd2.Log, scan *jbd2.Scan) error {
-	err := log.ForgetFreed(scan)
-	if s := &log.FS.Super; err == nil && s.ClusterSize > s.BlockSize {
+	if err := log.ForgetFreed(scan); err != nil {
+		return err
+	}
+	if s := &log.FS.Super; s.ClusterSize > s.BlockSize {
 		log.Forget(scan, f.punched(scan))
 	}
-	return err
+	if damaged := scan.Damaged(); len(damaged) > 0 {
+		log.Forget(scan, f.outdated(log, damaged))
+	}
+	return scan.Whole()
+}
+
+// outdated returns those of some blocks in the log for which memory has something newer: content of files (data=journal) that is in an
+// unfinished transaction, or is unsaved and goes to the block itself; and blocks that an unfinished transaction has freed.
+// Linux 7.2 was seen to commit a block of a file that was being deleted with a checksum that is not that of the block.
+func (f *finisher) outdated(log *jbd2.Log, damaged []addr.Block) (out []addr.Block) {
+	size := int64(f.super.BlockSize)
+	blocks, ofFile := make(map[addr.Block][]byte), make(map[addr.Block]bool)
+	for _, t := range []*Transaction{f.Journal.Committing, f.Journal.Running} {
+		if t == nil {
+			continue
+		}
+		for _, b := range t.Buffers {
+			blocks[b.Block], ofFile[b.Block] = b.Data, b.File != 0
+		}
+	}
+	for _, b := range f.data {
+		for at := b.disk; b.ino != 0 && at+size <= b.disk+b.len; at += size {
+			ofFile[addr.Block(at/size)] = true
+		}
+	}
+	return slices.DeleteFunc(damaged, func(b addr.Block) bool {
+		return !ofFile[b] && (f.dev.Caches(b, int(size)) || !log.Frees(blocks, b))
+	})
 }
 
 // punched returns blocks of files that are in the log, and that were freed since and given back to the file without any
