@@ -181,7 +181,7 @@ func of(c *pagecache.Cache, s *pagecache.Superblock, d *pagecache.Device) (*Jour
 		return nil, err
 	}
 	if r.moving() {
-		if err := r.complete(d, f.committing.Pointer(b), f.running.Pointer(b)); err != nil {
+		if err := r.complete(d, j, f.committing.Pointer(b), f.running.Pointer(b)); err != nil {
 			return nil, err
 		}
 	}

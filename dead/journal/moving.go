@@ -39,9 +39,17 @@ func (r *reader) settled(t *Transaction, head []byte, last bool) error {
 	return nil
 }
 
+// done reports whether a head that is on no list is that of a block that its transaction is through with: the commit block is on the disk,
+// and the commit lets go of the blocks that no other transaction has (fs/jbd2/commit.c, jbd2_journal_commit_transaction: from
+// T_COMMIT_JFLUSH on nothing else takes them off the forget list; __jbd2_journal_unfile_buffer).
+func (r *reader) done(t *Transaction, head []byte) bool {
+	h := &r.l.head
+	return t != nil && t.State == StateCommitJournalFlush && h.transaction.Pointer(head) == t.at && h.list.Uint(head) == listNone && h.nextTransaction.Pointer(head) == 0
+}
+
 // complete checks that no block of an open transaction is missing from its lists. A block on the list of reserved ones is
 // not missing: its transaction has not changed it yet.
-func (r *reader) complete(d *pagecache.Device, committing, running addr.Virt) error {
+func (r *reader) complete(d *pagecache.Device, j *Journal, committing, running addr.Virt) error {
 	h := &r.l.head
 	var bad error
 	err := d.JournalHeads(func(at addr.Virt, block addr.Block) {
@@ -54,7 +62,7 @@ func (r *reader) complete(d *pagecache.Device, committing, running addr.Virt) er
 			return
 		}
 		owner := h.transaction.Pointer(b)
-		if owner != 0 && (owner == committing || owner == running) && h.list.Uint(b) != listReserved {
+		if owner != 0 && (owner == committing || owner == running) && h.list.Uint(b) != listReserved && !r.done(j.Committing, b) {
 			bad = fmt.Errorf("block %d: %w", block, errMoving)
 		}
 	})

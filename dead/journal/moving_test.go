@@ -58,3 +58,34 @@ func TestSettled(t *testing.T) {
 		}
 	}
 }
+
+// TestDone judges heads that are on no list: a transaction that writes its commit block is through with its blocks one by one, once that is
+// on the disk. Any other step of a move may have the block missing.
+func TestDone(t *testing.T) {
+	l := &layout{}
+	l.head.transaction, l.head.nextTransaction, l.head.list = kernel.Field{Off: 0, Size: 8}, kernel.Field{Off: 8, Size: 8}, kernel.Field{Off: 16, Size: 4}
+	const at, other = 0xffff888000001000, 0xffff888000002000
+	for name, tc := range map[string]struct {
+		state       State
+		owner, next uint64
+		list        uint32
+		done        bool
+	}{
+		"let go of":                            {StateCommitJournalFlush, at, 0, listNone, true},
+		"on its way to the next transaction":   {StateCommitJournalFlush, at, other, listNone, false},
+		"already that of the next transaction": {StateCommitJournalFlush, other, 0, listNone, false},
+		"on its way to the forget list":        {StateCommitDataFlush, at, 0, listNone, false},
+		"on its way to the shadow list":        {StateCommit, at, 0, listNone, false},
+		"on a list that has lost it":           {StateCommitJournalFlush, at, 0, listForget, false},
+	} {
+		head := binary.LittleEndian.AppendUint64(nil, tc.owner)
+		head = binary.LittleEndian.AppendUint64(head, tc.next)
+		head = binary.LittleEndian.AppendUint32(head, tc.list)
+		if done := (&reader{l: l}).done(&Transaction{at: at, State: tc.state}, head); done != tc.done {
+			t.Errorf("%s: %v", name, done)
+		}
+	}
+	if (&reader{l: l}).done(nil, make([]byte, 20)) {
+		t.Error("there is no transaction")
+	}
+}

@@ -10,6 +10,7 @@ import (
 // Lists of a transaction that hold its blocks, by the number in each of their
 // members (include/linux/jbd2.h, BJ_Metadata and so on).
 const (
+	listNone     = 0
 	listMetadata = 1
 	listForget   = 2
 	listShadow   = 3
