@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -98,7 +99,7 @@ func (f *finisher) midUpdate(where trees, strict bool) error {
 		if !dir && !i.Regular() || i.Deleted() || i.Ino < firstInode && i.Ino != rootInode {
 			continue
 		}
-		p := fileMap{size: i.Size, block: int64(f.super.BlockSize), dir: dir}
+		p := fileMap{size: i.Size, block: int64(f.super.BlockSize), dir: dir, zeroed: f.zeroed}
 		if p.size > p.block*math.MaxUint32 {
 			return fmt.Errorf("%w: inode %d has %d bytes", ErrDamaged, i.Ino, i.Size)
 		}
@@ -106,7 +107,7 @@ func (f *finisher) midUpdate(where trees, strict bool) error {
 			continue
 		}
 		if !dir && i.Flags&unplain == 0 {
-			p.filled, p.zeros = f.known(i)
+			p.filled, p.zeros, p.unread = f.known(i)
 		}
 		p.complete = p.trees != nil && p.trees.Blocks*uint64(p.block/512) == i.Sectors
 		m := AfterMount{Inode: i}
@@ -125,6 +126,17 @@ func (f *finisher) midUpdate(where trees, strict bool) error {
 		}
 	}
 	return nil
+}
+
+// zeroed reports whether a block has only zeros on the disk as a recovery without the last commit leaves it.
+func (f *finisher) zeroed(at addr.Block) bool {
+	disk := io.ReaderAt(f.disk)
+	if f.recovered != nil {
+		disk = f.recovered.before
+	}
+	b := make([]byte, f.super.BlockSize)
+	_, err := disk.ReadAt(b, int64(at)*int64(len(b)))
+	return err == nil && len(bytes.Trim(b, "\x00")) == 0
 }
 
 // bare returns the metadata that is to be written to a file system without a journal, as a change.
@@ -166,14 +178,15 @@ func (f *finisher) midUpdateAgain() error {
 }
 
 // known returns what is known of a file without its extent tree: the bytes that memory has, and
-// those that otherwise read as zeros.
-func (f *finisher) known(i *pagecache.Inode) (filled, zeros []addr.Span) {
+// those that otherwise read as zeros. unread says that memory has more bytes, which cannot be read.
+func (f *finisher) known(i *pagecache.Inode) (filled, zeros []addr.Span, unread bool) {
 	for p, err := range f.cache.All(f.super, i) {
 		if err != nil {
-			continue // it counts as unknown
+			unread = true
+			continue
 		}
 		if (p.Off|p.End)%int64(f.super.BlockSize) != 0 {
-			return nil, nil
+			return nil, nil, true
 		}
 		filled = append(filled, p.Span)
 	}
@@ -181,15 +194,17 @@ func (f *finisher) known(i *pagecache.Inode) (filled, zeros []addr.Span) {
 	if err != nil {
 		zeros = nil // nothing is known
 	}
-	return filled, zeros
+	return filled, zeros, unread
 }
 
 // fileMap is what is known of a file, in particular its block mapping.
 type fileMap struct {
 	size, block   int64 // in bytes
 	dir           bool
-	trees         *audit.Trees // nil if they contradict themselves
-	filled, zeros []addr.Span  // of a regular file, ascending
+	trees         *audit.Trees          // nil if they contradict themselves
+	filled, zeros []addr.Span           // of a regular file, ascending
+	unread        bool                  // there are pages of it that are not in filled
+	zeroed        func(addr.Block) bool // whether a block of the disk is known to have only zeros
 	// complete says that the tree has as many blocks as the file has according to memory:
 	// what the tree does not map is a hole.
 	complete bool
@@ -211,6 +226,8 @@ func (p *fileMap) divide(m *AfterMount) int64 {
 			// A page in the hole takes precedence.
 			end = min(zeros, p.next(p.filled, at))
 			m.Holes = append(m.Holes, addr.Span{Off: at, End: end})
+		case p.blank(at) > at:
+			end = min(p.blank(at), p.next(p.filled, at))
 		default:
 			lost = min(lost, at)
 			end = min(p.next(p.filled, at), p.next(p.zeros, at))
@@ -266,6 +283,26 @@ func (p *fileMap) kept(at int64) int64 {
 		return 0
 	}
 	return at + int64(min(is.Length, was.Length))*p.block
+}
+
+// blank returns the end of the part of a file that begins with a block, given by its first byte, and reads as zeros in any state of
+// the update; 0 if that is not known. No page has it. A kernel marks an extent as unwritten only if no data is in it; but it
+// marks one as written before it has told which part of it is, and after it has zeroed all of it on the disk itself
+// (fs/ext4/extents.c, ext4_split_extent_at, ext4_ext_zeroout).
+func (p *fileMap) blank(at int64) int64 {
+	if p.trees == nil || p.dir || p.unread {
+		return 0
+	}
+	is, was := runAt(p.trees.New, at/p.block), runAt(p.trees.Old, at/p.block)
+	switch {
+	case is.Unwritten && p.complete && was.Length == 0:
+		return min(at+int64(is.Length)*p.block, p.nextRun(p.trees.Old, at))
+	case is.Unwritten && p.complete && was.Unwritten:
+		return at + int64(min(is.Length, was.Length))*p.block
+	case is.Length > 0 && !is.Unwritten && was.Unwritten && is.Physical == was.Physical && p.zeroed(is.Physical):
+		return at + p.block
+	}
+	return 0
 }
 
 // runAt returns an ascending run from a block of the file on; its length is 0 if the block is in a hole.

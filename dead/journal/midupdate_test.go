@@ -32,6 +32,8 @@ func TestDivide(t *testing.T) {
 		name          string
 		dir           bool
 		old, new      []ext4.Run
+		zeroed        bool // the disk has only zeros
+		unread        bool // there are pages that cannot be read
 		none          bool // neither tree is sound
 		complete      bool
 		has, zeros    []addr.Span
@@ -64,6 +66,24 @@ func TestDivide(t *testing.T) {
 		{name: "written before, unwritten now", old: whole, new: runs(unwritten(run(0, 100, 10)))},
 		{name: "unwritten before, written now", old: runs(unwritten(run(0, 100, 10))), new: whole},
 		{name: "unwritten", old: runs(unwritten(run(0, 100, 10))), new: runs(unwritten(run(0, 100, 10))), want: all},
+		{name: "written before, unwritten now, and there is no more", complete: true, old: whole, new: runs(unwritten(run(0, 100, 10)))},
+		{name: "unwritten before, written now, zeroed", zeroed: true, old: runs(unwritten(run(0, 100, 10))), new: whole, want: all},
+		{
+			name: "unwritten before, written now, zeroed but for what is held", zeroed: true, old: runs(unwritten(run(0, 100, 10))), new: whole, has: spans(4, 10),
+			want: all, filled: spans(4, 10),
+		},
+		{name: "unwritten before, written elsewhere now", zeroed: true, old: runs(unwritten(run(0, 100, 10))), new: runs(run(0, 200, 10))},
+		{name: "unwritten before, written now, zeroed, and a page is damaged", zeroed: true, unread: true, old: runs(unwritten(run(0, 100, 10))), new: whole},
+		{name: "nowhere before, written now", zeroed: true, complete: true, new: whole},
+		{name: "nowhere before, unwritten now", new: runs(unwritten(run(0, 100, 10)))},
+		{
+			name: "nowhere before, unwritten now, and there is no more", complete: true, new: runs(unwritten(run(2, 100, 4)), run(6, 200, 4)), has: spans(3, 4, 6, 10),
+			want: all, filled: spans(3, 4, 6, 10),
+		},
+		{
+			name: "a part nowhere before, unwritten now", complete: true, old: runs(run(0, 90, 2), run(4, 300, 2)), new: runs(unwritten(run(0, 100, 10))),
+		},
+		{name: "unwritten elsewhere before", complete: true, old: runs(unwritten(run(0, 50, 10))), new: runs(unwritten(run(0, 100, 10))), want: all},
 		{name: "nowhere, then and now"},
 		{name: "nowhere, which the kernel knew", zeros: spans(0, 12), want: all, holes: spans(0, 12)},
 		{name: "nowhere, and there is no more", complete: true, want: all},
@@ -79,7 +99,7 @@ func TestDivide(t *testing.T) {
 		{name: "a directory that is unwritten", dir: true, old: whole, new: runs(unwritten(run(0, 100, 10)))},
 		{name: "a directory that contradicts itself", dir: true, none: true},
 	} {
-		p := fileMap{size: all, block: block, dir: tc.dir, filled: tc.has, zeros: tc.zeros, complete: tc.complete}
+		p := fileMap{size: all, block: block, dir: tc.dir, filled: tc.has, zeros: tc.zeros, complete: tc.complete, unread: tc.unread, zeroed: func(addr.Block) bool { return tc.zeroed }}
 		if !tc.none {
 			p.trees = &audit.Trees{Old: tc.old, New: tc.new}
 		}
