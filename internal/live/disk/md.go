@@ -69,6 +69,9 @@ func member1(b []byte, at int64) (Member, error) {
 	if off > 1<<53 || n > 1<<53 {
 		return Member{}, fmt.Errorf("superblock of md makes no sense: data of %d sectors at sector %d", n, off)
 	}
+	if off <= uint64(at) && uint64(at) < off+n { // md refuses it, too
+		return Member{}, fmt.Errorf("superblock of md makes no sense: it is in sector %d, and so are data, of %d sectors at sector %d", at, n, off)
+	}
 	return Member{
 		Array: hex.EncodeToString(b[16:32]), Level: int(int32(le.Uint32(b[72:]))), Disks: int(le.Uint32(b[92:])),
 		Off: int64(off) * sector, Len: int64(n) * sector,

@@ -49,6 +49,8 @@ func TestArray(t *testing.T) {
 		{"1.2", member(12, 5, 3, 1<<20, 4<<20), Member{Level: 5, Disks: 3, Off: 1 << 20, Len: 4 << 20}, ""},
 		{"none", make([]byte, mdSize), Member{}, ErrNoMember.Error()},
 		{"too large", member(12, 1, 2, 5<<20, 4<<20), Member{}, "of a disk of"},
+		{"data over its superblock", member(12, 1, 2, 2048, 4<<20), Member{}, "in sector 8, and so are data"},
+		{"data after its superblock", member(12, 1, 2, 8192, 4<<20), Member{Level: 1, Disks: 2, Off: 8192, Len: 4 << 20}, ""},
 		{"no disks", member(12, 1, 0, 1<<20, 4<<20), Member{}, "0 disks"},
 		{"a copy at another place", append(make([]byte, 4096), member(11, 1, 2, 1<<20, 4<<20)...), Member{}, ErrNoMember.Error()},
 	} {
