@@ -25,7 +25,7 @@ func (f *finisher) forget(log *jbd2.Log, scan *jbd2.Scan) error {
 
 // outdated returns those of some blocks in the log for which memory has something newer: content of files (data=journal) that is in an
 // unfinished transaction, or is unsaved and goes to the block itself; and blocks that an unfinished transaction has freed.
-// Linux 7.2 was seen to commit a block of a file that was being deleted with a checksum that is not that of the block.
+// Linux 7.2 was seen to commit a block of a file, which was freed soon after, with a checksum that is not that of the block.
 func (f *finisher) outdated(log *jbd2.Log, damaged []addr.Block) (out []addr.Block) {
 	size := int64(f.super.BlockSize)
 	blocks, ofFile := make(map[addr.Block][]byte), make(map[addr.Block]bool)

@@ -135,8 +135,11 @@ func (d *Disk) probe() (others []string, err error) {
 func (d *Disk) refuse(fs fileSystem, err error) error {
 	err = fmt.Errorf("%s in %s: %w", fs.kind, fs.Name(), err)
 	advice := "This machine's kernel log has the reason: dmesg."
-	if errors.Is(err, errUnclean) {
+	switch {
+	case errors.Is(err, errUnclean):
 		advice = "Boot the machine that it is of and shut it down in good order. If its kernel has died and its memory is there, first: understudy salvage apply."
+	case errors.Is(err, unix.ENODEV):
+		advice = "This machine's kernel has no " + fs.kind + ": load its module, or prepare the disk on another machine."
 	}
 	return hint.New("look at disk "+d.Path, err, advice)
 }
@@ -266,6 +269,9 @@ func (d *Disk) mounted(fs fileSystem, to access, do func(*os.Root) error) (err e
 // same UUID, that is older (fs/btrfs/volumes.c, device_list_add).
 func forget(device string) error {
 	control, err := os.OpenFile("/dev/btrfs-control", os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // nor is btrfs
+	}
 	if err != nil {
 		return err
 	}
