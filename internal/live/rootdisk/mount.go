@@ -253,7 +253,7 @@ func (d *Disk) mounted(fs fileSystem, to access, do func(*os.Root) error) (err e
 	}
 	if err := unix.Mount(loop.Name(), dir, fs.kind, flags, options); err != nil {
 		if to == look && errors.Is(err, unix.EROFS) { // its log is to be replayed
-			err = errUnclean
+			return d.refuse(fs, errUnclean)
 		}
 		return d.refuse(fs, fmt.Errorf("mount: %w", err))
 	}
