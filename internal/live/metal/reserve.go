@@ -23,6 +23,7 @@ const (
 	midSize  = 64 << 20
 	huge     = 2 << 20
 	fourGiB  = 1 << 32
+	highLast = 1 << 52 // no processor addresses more memory (MAXPHYADDR, Intel SDM vol. 3)
 	// MinHigh is the least that a Debian kernel, its image and a takeover need.
 	MinHigh = 512 << 20
 )
@@ -53,7 +54,7 @@ func reserveOf(memory []Range, high uint64) (r Reservation, err error) {
 		return r, fmt.Errorf("no %d MiB of memory below 4 GiB", midSize>>20)
 	}
 	// Above 4 GiB if there is memory: memory below is scarce.
-	if r.High, ok = top(memory, high, 1<<63); ok && !r.High.overlaps(r.Mid) {
+	if r.High, ok = top(memory, high, highLast); ok && !r.High.overlaps(r.Mid) {
 		return r, nil
 	}
 	if r.High, ok = top(memory, high, r.Mid.Start); !ok {
@@ -158,7 +159,7 @@ func (r Reservation) check() error {
 		return fmt.Errorf("low memory %v is not page-aligned, at least %d KiB long and below %#x", r.Low, lowSize>>10, lowLast)
 	case r.Mid.Start%huge != 0 || r.Mid.End > fourGiB || r.Mid.Len() < midSize:
 		return fmt.Errorf("memory %v is not 2 MiB-aligned, at least %d MiB long and below 4 GiB", r.Mid, midSize>>20)
-	case r.High.Start%huge != 0 || r.High.Len() < MinHigh || r.High.End > 1<<52:
+	case r.High.Start%huge != 0 || r.High.Len() < MinHigh || r.High.End > highLast:
 		return fmt.Errorf("memory %v is not 2 MiB-aligned, at least %d MiB long and below 2^52", r.High, MinHigh>>20)
 	case r.Mid.overlaps(r.High) || r.Low.overlaps(r.Mid) || r.Low.overlaps(r.High):
 		return errors.New("its ranges overlap")
