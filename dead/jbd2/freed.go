@@ -57,8 +57,9 @@ func (l *Log) Forget(s *Scan, blocks []addr.Block) {
 	s.freed = l.freed
 }
 
-// Frees reports whether a block is free according to one of some other blocks, which are not in the log: the bitmap of its group.
-func (l *Log) Frees(others map[addr.Block][]byte, b addr.Block) bool {
+// Frees reports whether a block is free according to the bitmap of its group, as content, which returns blocks that are not in the
+// log, has it. Nothing is known without it.
+func (l *Log) Frees(content func(addr.Block) []byte, b addr.Block) bool {
 	if b < addr.Block(l.FS.Super.FirstDataBlock) {
 		return false
 	}
@@ -66,7 +67,7 @@ func (l *Log) Frees(others map[addr.Block][]byte, b addr.Block) bool {
 	if err != nil {
 		return false
 	}
-	bitmap, bit := others[g.BlockBitmap], l.bit(b)
+	bitmap, bit := content(g.BlockBitmap), l.bit(b)
 	return uint64(bit) < 8*uint64(len(bitmap)) && bitmap[bit/8]>>(bit%8)&1 == 0
 }
 

@@ -28,23 +28,19 @@ func (f *finisher) forget(log *jbd2.Log, scan *jbd2.Scan) error {
 // Linux 7.2 was seen to commit a block of a file, which was freed soon after, with a checksum that is not that of the block.
 func (f *finisher) outdated(log *jbd2.Log, damaged []addr.Block) (out []addr.Block) {
 	size := int64(f.super.BlockSize)
-	blocks, ofFile := make(map[addr.Block][]byte), make(map[addr.Block]bool)
-	for _, t := range []*Transaction{f.Journal.Committing, f.Journal.Running} {
-		if t == nil {
-			continue
-		}
-		for _, b := range t.Buffers {
-			blocks[b.Block], ofFile[b.Block] = b.Data, b.File != 0
-		}
-	}
+	newest, written := f.Journal.newest(), make(map[addr.Block]bool)
 	for _, b := range f.data {
 		for at := b.disk; b.ino != 0 && at+size <= b.disk+b.len; at += size {
-			ofFile[addr.Block(at/size)] = true
+			written[addr.Block(at/size)] = true
 		}
 	}
-	return slices.DeleteFunc(damaged, func(b addr.Block) bool {
-		return !ofFile[b] && (f.dev.Caches(b, int(size)) || !log.Frees(blocks, b))
-	})
+	for _, b := range damaged {
+		content := newest[b].File != 0 || written[b]
+		if content || !f.dev.Caches(b, int(size)) && log.Frees(func(b addr.Block) []byte { return newest[b].Data }, b) {
+			out = append(out, b)
+		}
+	}
+	return out
 }
 
 // punched returns blocks of files that are in the log, and that were freed since and given back to the file without any

@@ -3,6 +3,7 @@ package journal
 import (
 	"fmt"
 	"iter"
+	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/kernel"
@@ -107,12 +108,7 @@ func (j *Journal) holders(c *pagecache.Cache) ([]Holder, error) {
 }
 
 func (j *Journal) has(transaction addr.Virt) bool {
-	for _, t := range []*Transaction{j.Committing, j.Running} {
-		if t != nil && t.at == transaction {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(j.unfinished(), func(t *Transaction) bool { return t.at == transaction })
 }
 
 // threads yields the task_struct of every thread.

@@ -14,6 +14,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"understudy.dev/understudy/dead/addr"
 	"understudy.dev/understudy/dead/kernel"
@@ -104,12 +105,27 @@ type Buffer struct {
 // Updates returns how many handles were open: operations in flight.
 func (j *Journal) Updates() int {
 	n := 0
-	for _, t := range []*Transaction{j.Committing, j.Running} {
-		if t != nil {
-			n += t.Updates
-		}
+	for _, t := range j.unfinished() {
+		n += t.Updates
 	}
 	return n
+}
+
+// unfinished returns the unfinished transactions, the older one first.
+func (j *Journal) unfinished() []*Transaction {
+	return slices.DeleteFunc([]*Transaction{j.Committing, j.Running}, func(t *Transaction) bool { return t == nil })
+}
+
+// newest returns the blocks of the unfinished transactions. A block that is in both is the same buffer, or has its
+// newest content in the running one.
+func (j *Journal) newest() map[addr.Block]Buffer {
+	out := make(map[addr.Block]Buffer)
+	for _, t := range j.unfinished() {
+		for _, b := range t.Buffers {
+			out[b.Block] = b
+		}
+	}
+	return out
 }
 
 // reader reads one journal.

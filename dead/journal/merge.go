@@ -136,20 +136,11 @@ func (j *Journal) describe() string {
 	return s
 }
 
-// merge makes one transaction of the unfinished ones. A block that is in
-// both is the same buffer, or has its newest content in the running one. A block that is
+// merge makes one transaction of the unfinished ones. A block that is
 // revoked, and nevertheless in the transaction, is not revoked: a revocation would also
 // apply to its own transaction (fs/jbd2/revoke.c).
 func (j *Journal) merge(log *jbd2.Log, scan *jbd2.Scan, written []addr.Block) (*jbd2.Transaction, error) {
-	content := make(map[addr.Block]Buffer)
-	for _, t := range []*Transaction{j.Committing, j.Running} {
-		if t == nil {
-			continue
-		}
-		for _, b := range t.Buffers {
-			content[b.Block] = b
-		}
-	}
+	content := j.newest()
 	home, _ := log.FS.Super.Location()
 	limit, err := log.Limit(scan, content[home].Data)
 	if err != nil {

@@ -226,9 +226,11 @@ func (p *fileMap) divide(m *AfterMount) int64 {
 			// A page in the hole takes precedence.
 			end = min(zeros, p.next(p.filled, at))
 			m.Holes = append(m.Holes, addr.Span{Off: at, End: end})
-		case p.blank(at) > at:
-			end = min(p.blank(at), p.next(p.filled, at))
 		default:
+			if blank := p.blank(at); blank > at {
+				end = min(blank, p.next(p.filled, at))
+				break
+			}
 			lost = min(lost, at)
 			end = min(p.next(p.filled, at), p.next(p.zeros, at))
 			if p.trees != nil {

@@ -20,20 +20,11 @@ func (f *finisher) remember() audit.Memory {
 		}
 		return inodes
 	})
-	files := sync.OnceValue(func() map[addr.Block]addr.Ino {
-		out := make(map[addr.Block]addr.Ino)
+	changed := sync.OnceValue(func() map[addr.Block]Buffer {
 		if f.Journal == nil {
-			return out
+			return nil
 		}
-		for _, t := range []*Transaction{f.Journal.Committing, f.Journal.Running} {
-			if t == nil {
-				continue
-			}
-			for _, b := range t.Buffers {
-				out[b.Block] = b.File
-			}
-		}
-		return out
+		return f.Journal.newest()
 	})
 	byNumber := sync.OnceValue(func() map[addr.Ino]*pagecache.Inode {
 		out := make(map[addr.Ino]*pagecache.Inode)
@@ -52,7 +43,7 @@ func (f *finisher) remember() audit.Memory {
 			}
 			return f.cache.InBlock(i)
 		},
-		File:  func(b addr.Block) addr.Ino { return files()[b] },
+		File:  func(b addr.Block) addr.Ino { return changed()[b].File },
 		Names: func(n addr.Ino) ([]audit.Name, error) { return f.names(all(), n) },
 		Inodes: func() ([]audit.Known, error) {
 			out := make([]audit.Known, 0, len(all()))
