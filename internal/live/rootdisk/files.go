@@ -1,6 +1,7 @@
 package rootdisk
 
 import (
+	"iter"
 	"path"
 	"strings"
 
@@ -110,12 +111,23 @@ func putBack(fstab string) (text string, back []string) {
 	return out.String(), back
 }
 
+// entries yields the lines of an fstab that are not comments, and have two fields at least, with their fields.
+func entries(fstab string) iter.Seq2[string, []string] {
+	return func(yield func(string, []string) bool) {
+		for line := range strings.Lines(fstab) {
+			f := strings.Fields(line)
+			if len(f) >= 2 && !strings.HasPrefix(f[0], "#") && !yield(strings.TrimSpace(line), f) {
+				return
+			}
+		}
+	}
+}
+
 // elsewhere returns the lines of an fstab that a boot waits for, and whose disk is not this one:
 // uuids are those of the file systems on this disk.
 func elsewhere(fstab string, uuids []string) (lines []string) {
-	for line := range strings.Lines(fstab) {
-		f := strings.Fields(line)
-		if len(f) < 4 || strings.HasPrefix(f[0], "#") || f[1] == "/" {
+	for line, f := range entries(fstab) {
+		if len(f) < 4 || f[1] == "/" {
 			continue
 		}
 		options := "," + f[3] + ","
@@ -127,7 +139,7 @@ func elsewhere(fstab string, uuids []string) (lines []string) {
 			here = here || f[0] == "UUID="+u || f[0] == "/dev/disk/by-uuid/"+u
 		}
 		if !here {
-			lines = append(lines, strings.TrimSpace(line))
+			lines = append(lines, line)
 		}
 	}
 	return lines
@@ -135,14 +147,10 @@ func elsewhere(fstab string, uuids []string) (lines []string) {
 
 // hides returns the line of an fstab that mounts something over what is written here; empty if none does.
 func hides(fstab string) string {
-	for line := range strings.Lines(fstab) {
-		f := strings.Fields(line)
-		if len(f) < 2 || strings.HasPrefix(f[0], "#") {
-			continue
-		}
+	for line, f := range entries(fstab) {
 		for _, p := range []string{programPath, unitPath, rulePath, networkPath} {
 			if at := path.Clean(f[1]); at != "/" && strings.HasPrefix("/"+p, at+"/") {
-				return strings.TrimSpace(line)
+				return line
 			}
 		}
 	}
@@ -152,9 +160,8 @@ func hides(fstab string) string {
 // rootSubvolume returns the subvolume of btrfs, in the top level, that an fstab mounts as the root file system; empty if it does not
 // name one.
 func rootSubvolume(fstab string) string {
-	for line := range strings.Lines(fstab) {
-		f := strings.Fields(line)
-		if len(f) < 4 || strings.HasPrefix(f[0], "#") || f[1] != "/" {
+	for _, f := range entries(fstab) {
+		if len(f) < 4 || f[1] != "/" {
 			continue
 		}
 		for option := range strings.SplitSeq(f[3], ",") {
