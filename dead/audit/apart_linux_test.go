@@ -15,11 +15,7 @@ import (
 
 // TestApart gives a file blocks in groups whose bitmaps lie among those of groups far away.
 func TestApart(t *testing.T) {
-	for _, tool := range []string{"mke2fs", "debugfs", "e2fsck"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			tier.Lacks(t, err)
-		}
-	}
+	tier.Programs(t, "mke2fs", "debugfs", "e2fsck")
 	dir := t.TempDir()
 	image, file := filepath.Join(dir, "image"), filepath.Join(dir, "file")
 	if out, err := exec.Command("mke2fs", "-qF", "-t", "ext4", "-b", "1024", "-g", "1024", "-O", "^has_journal", "-E", "packed_meta_blocks=1", image, "32M").CombinedOutput(); err != nil {

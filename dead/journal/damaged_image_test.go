@@ -23,11 +23,7 @@ import (
 // be written if it counts.
 func TestDamagedInLog(t *testing.T) {
 	tier.Guest(t)
-	for _, tool := range []string{"mke2fs", "debugfs", "e2fsck"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			tier.Lacks(t, err)
-		}
-	}
+	tier.Programs(t, "mke2fs", "debugfs", "e2fsck")
 	from := t.TempDir()
 	for _, name := range []string{"kept", "changed", "gone"} {
 		if err := os.WriteFile(filepath.Join(from, name), bytes.Repeat([]byte("first"), 4096), 0o644); err != nil {

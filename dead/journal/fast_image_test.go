@@ -16,11 +16,7 @@ import (
 // commit, and memory has it with everything that came after.
 func TestFastCommitted(t *testing.T) {
 	tier.Guest(t)
-	for _, tool := range []string{"mke2fs", "debugfs", "e2fsck"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			tier.Lacks(t, err)
-		}
-	}
+	tier.Programs(t, "mke2fs", "debugfs", "e2fsck")
 	s := scene.Play(t, scene.Spec{
 		Modules: []string{"ext4"},
 		Disks:   []scene.Disk{{Size: 64 << 20, Mkfs: []string{"mke2fs", "-qF", "-t", "ext4", "-b", "4096", "-O", "fast_commit"}}},

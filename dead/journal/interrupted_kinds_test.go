@@ -112,11 +112,7 @@ func kindTrees() (saved, unsaved tree) {
 func TestInterruptedKinds(t *testing.T) {
 	tier.Guest(t)
 	tier.Full(t, "rescues interrupted on bigalloc, quota, inline_data, and without a journal")
-	for _, tool := range []string{"debugfs", "e2fsck"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			tier.Lacks(t, err)
-		}
-	}
+	tier.Programs(t, "debugfs", "e2fsck")
 	s := crashedKinds(t)
 	c := openCache(t, &fixture.Image{RAM: s.RAM})
 	for n, k := range interruptedKinds {

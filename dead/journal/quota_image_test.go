@@ -19,11 +19,7 @@ import (
 // transaction, and its inode is not.
 func TestQuotasByMount(t *testing.T) {
 	tier.Guest(t)
-	for _, tool := range []string{"mke2fs", "debugfs", "e2fsck"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			tier.Lacks(t, err)
-		}
-	}
+	tier.Programs(t, "mke2fs", "debugfs", "e2fsck")
 	dir := t.TempDir()
 	from, quotaon := filepath.Join(dir, "from"), filepath.Join(dir, "quotaon")
 	cmd := exec.Command("go", "build", "-o", quotaon, "./testdata/quotaon")

@@ -22,11 +22,7 @@ import (
 // prints the number of that block.
 func brokenDisk(t *testing.T, blockOf string, options ...string) (path string, drive []string) {
 	t.Helper()
-	for _, tool := range []string{"mke2fs", "debugfs"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			tier.Lacks(t, fmt.Sprint(err, "; run scripts/setup.sh"))
-		}
-	}
+	tier.Programs(t, "mke2fs", "debugfs")
 	dir := t.TempDir()
 	from, path := filepath.Join(dir, "files"), filepath.Join(dir, "disk")
 	old := bytes.Repeat([]byte{'A'}, 1<<20)

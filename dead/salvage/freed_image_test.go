@@ -17,11 +17,7 @@ import (
 // bigalloc the same happens to blocks that a file frees and gets back, in a cluster that it kept.
 func TestFreedInLog(t *testing.T) {
 	tier.Guest(t)
-	for _, tool := range []string{"mke2fs", "debugfs"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			tier.Lacks(t, err)
-		}
-	}
+	tier.Programs(t, "mke2fs", "debugfs")
 	t.Run("deleted", func(t *testing.T) {
 		// So little space is left that the next file gets the blocks of the deleted one.
 		freedInLog(t, 10<<20, 0, `

@@ -89,11 +89,7 @@ mkdir -p /mnt
 func Play(t testing.TB, spec Spec) *Scene {
 	t.Helper()
 	kernel := fixture.NeedKernel(t, cmp.Or(spec.Kernel, fixture.Default))
-	for _, tool := range []string{"qemu-system-x86_64", "busybox"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			tier.Lacks(t, fmt.Sprint(err, "; run scripts/setup.sh"))
-		}
-	}
+	tier.Programs(t, "qemu-system-x86_64", "busybox")
 	s := &Scene{Dir: t.TempDir()}
 	s.RAM = filepath.Join(s.Dir, "ram")
 	for n := range spec.Disks {

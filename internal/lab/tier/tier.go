@@ -8,7 +8,9 @@
 package tier
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"testing"
 )
 
@@ -64,6 +66,16 @@ func Lacks(t testing.TB, why any) {
 		t.Fatal(why)
 	}
 	t.Skip(why)
+}
+
+// Programs skips a test, as Lacks does, if one of some programs is not there.
+func Programs(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			Lacks(t, fmt.Sprint(err, "; run scripts/setup.sh"))
+		}
+	}
 }
 
 // Progress begins a line of a test's log that tells what the test waits for.
