@@ -31,12 +31,16 @@ type Notified struct {
 	Neighbours int      `json:"neighbours"` // of the dead side, that the understudy knew at once
 	Reset      int      `json:"reset"`      // clients sent a reset, with the dead side's numbers
 	Tickled    int      `json:"tickled"`    // clients asked for their numbers, to be reset with those
+	Called     int      `json:"called"`     // clients of NFS called on their session, and then reset
 	Untold     int      `json:"untold"`     // clients not told
 	Failures   []string `json:"failures,omitempty"`
 }
 
 func (n *Notified) String() string {
 	s := fmt.Sprintf("%d clients reset, %d tickled", n.Reset, n.Tickled)
+	if n.Called > 0 {
+		s += fmt.Sprintf(", %d called", n.Called)
+	}
 	if n.Untold > 0 {
 		s += fmt.Sprintf(", %d not told", n.Untold)
 	}
@@ -129,7 +133,8 @@ func (t *teller) tellPeers(ctx context.Context) {
 		t.notified.Untold += t.peers
 		return
 	}
-	t.notified.Reset, t.notified.Tickled, t.notified.Untold = result.Reset, result.Tickled, result.Untold
+	n := &t.notified
+	n.Reset, n.Tickled, n.Called, n.Untold = result.Reset, result.Tickled, result.Called, result.Untold
 	if result.Failure != "" {
 		t.notified.Failures = append(t.notified.Failures, result.Failure)
 	}

@@ -176,8 +176,8 @@ func TestNoNetwork(t *testing.T) {
 
 // TestNotifiedString is what people read.
 func TestNotifiedString(t *testing.T) {
-	n := Notified{Reset: 3, Tickled: 1, Untold: 2, Failures: []string{"a", "b"}}
-	if got, want := n.String(), "3 clients reset, 1 tickled, 2 not told; a; b"; got != want {
+	n := Notified{Reset: 3, Tickled: 1, Called: 4, Untold: 2, Failures: []string{"a", "b"}}
+	if got, want := n.String(), "3 clients reset, 1 tickled, 4 called, 2 not told; a; b"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

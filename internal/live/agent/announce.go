@@ -8,8 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -76,7 +76,7 @@ type packet struct {
 	to     netip.Addr
 	index  int // of the interface that the connection's address is on
 	tickle bool
-	later  [][]byte // if bytes is a call: what ends the connection, unless the answer to the call has
+	call   func() (*announce.Call, error) // if not nil: instead of bytes, unless it fails
 }
 
 // acquaint adds the dead side's neighbours to the kernel's neighbour table, so that no MAC
@@ -156,16 +156,15 @@ func (n *network) packet(c wire.Connection) packet {
 	} else {
 		p.bytes = ends.Tickle(c.SndUna, c.RcvNxt)
 	}
-	if len(c.Call) > 0 {
-		p.later = [][]byte{ends.Reset(c.SndNxt + uint32(len(c.Call))), p.bytes}
-		p.bytes = ends.Data(c.SndNxt, c.RcvNxt, c.Call)
-	}
 	for _, at := range n.nics {
 		for _, prefix := range at.prefixes {
 			if prefix.Addr() == c.Local.Addr() {
 				p.index = at.index
 			}
 		}
+	}
+	if index := p.index; len(c.Call) > 0 {
+		p.call = func() (*announce.Call, error) { return ends.StartCall(c.SndNxt, c.RcvNxt, c.Call, index) }
 	}
 	return p
 }
@@ -241,7 +240,7 @@ func (n *network) rehearse() error {
 	return nil
 }
 
-// tell tells the peers, once, that their connections are gone.
+// tell tells the peers, once, that their connections are gone. It does not wait for answers to calls.
 func (a *Agent) tell(ctx context.Context, r wire.TellRequest) (result wire.TellResult, err error) {
 	a.network.mu.Lock()
 	peers := a.network.peers
@@ -251,10 +250,16 @@ func (a *Agent) tell(ctx context.Context, r wire.TellRequest) (result wire.TellR
 	if err != nil {
 		return result, err
 	}
+	defer sockets.Close()
 	ctx, cancel := context.WithTimeout(ctx, r.Limit)
 	defer cancel()
+	var calls []*announce.Call
 	sent := announce.Pace{Rate: max(1, r.Rate)}.Run(ctx, len(peers), func(i int) {
 		p := &peers[i]
+		if c := p.start(&result); c != nil {
+			calls = append(calls, c)
+			return
+		}
 		switch err := sockets.Send(p.bytes, p.to, p.index); {
 		case err != nil:
 			result.Untold++
@@ -265,7 +270,9 @@ func (a *Agent) tell(ctx context.Context, r wire.TellRequest) (result wire.TellR
 			result.Reset++
 		}
 	})
-	go endCalled(sockets, peers[:sent])
+	if len(calls) > 0 {
+		go endCalls(calls)
+	}
 	if sent < len(peers) {
 		result.Untold += len(peers) - sent
 		result.Failure = fmt.Sprintf("%d clients at %d a second take more than %v", len(peers), r.Rate, r.Limit)
@@ -273,23 +280,28 @@ func (a *Agent) tell(ctx context.Context, r wire.TellRequest) (result wire.TellR
 	return result, nil
 }
 
-// endCalled repeats the calls to the peers that were sent one, in case it was lost. A peer that received a call has
-// answered, and our kernel has reset the connection because of that. Then endCalled ends the connections of the
-// others, and closes the sockets.
-func endCalled(sockets *announce.Sockets, peers []packet) {
-	defer sockets.Close()
-	peers = slices.DeleteFunc(peers, func(p packet) bool { return p.later == nil })
-	if len(peers) == 0 {
-		return
+// start starts the call of a peer that has one, and returns nil otherwise, or if that fails.
+func (p *packet) start(result *wire.TellResult) *announce.Call {
+	if p.call == nil {
+		return nil
 	}
-	announce.Repeat(context.Background(), func() {
-		for _, p := range peers {
-			_ = sockets.Send(p.bytes, p.to, p.index) // if all packets are lost, the peer finds out by itself
-		}
-	})
-	for _, p := range peers {
-		for _, b := range p.later {
-			_ = sockets.Send(b, p.to, p.index)
-		}
+	c, err := p.call()
+	if err != nil {
+		result.Failure = fmt.Sprintf("call %s: %v", p.to, err)
+		return nil
+	}
+	result.Called++
+	return c
+}
+
+// callLimit is how long an answer to a call is waited for: two retransmissions (RFC 6298: after 1 s and 3 s), and the client's work.
+const callLimit = 5 * time.Second
+
+// endCalls ends the connections on which calls were sent, when they were answered. A client that has not answered may
+// find out only when it renews its lease.
+func endCalls(calls []*announce.Call) {
+	n := len(calls)
+	if answered := announce.EndCalls(calls, callLimit); answered < n {
+		fmt.Fprintf(os.Stderr, "understudy: %d of %d calls to clients of NFS were answered\n", answered, n)
 	}
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +15,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"understudy.dev/understudy/internal/live/announce"
 	"understudy.dev/understudy/internal/live/netns"
 	"understudy.dev/understudy/internal/live/rtnl"
 	"understudy.dev/understudy/internal/live/wire"
@@ -252,23 +250,35 @@ func TestTell(t *testing.T) {
 	})
 }
 
-// TestCalled: a peer that is sent a call is told of the end of its connection later, if it has not answered.
+// TestCalled: a peer that is to be called is called, and told as any other if it cannot be.
 func TestCalled(t *testing.T) {
-	c := wire.Connection{
-		Local: netip.MustParseAddrPort("10.77.0.2:2049"), Remote: netip.MustParseAddrPort("10.77.0.1:700"), SndUna: 5, SndNxt: 7, RcvNxt: 9,
-	}
-	ends := announce.Ends{Local: c.Local, Remote: c.Remote}
-	for exact, last := range map[bool][]byte{true: ends.Reset(7), false: ends.Tickle(5, 9)} {
-		c.Exact, c.Call = exact, []byte("call")
-		p := new(network).packet(c)
-		if !bytes.Equal(p.bytes, ends.Data(7, 9, c.Call)) || len(p.later) != 2 || !bytes.Equal(p.later[0], ends.Reset(11)) || !bytes.Equal(p.later[1], last) {
-			t.Errorf("exact %v: %+v", exact, p)
+	inNamespace(t, func(mac string) error {
+		a := New(nil)
+		nics := identity(mac)
+		nics[0].Gateway, nics[0].Gateway6 = "", ""
+		if err := a.network.setUp(nics); err != nil {
+			return err
 		}
-		c.Call = nil
-		if p := new(network).packet(c); !bytes.Equal(p.bytes, last) || p.later != nil {
-			t.Errorf("exact %v, not called: %+v", exact, p)
+		connection := func(local string, port uint16, exact bool) wire.Connection {
+			return wire.Connection{
+				Local:  netip.MustParseAddrPort(local),
+				Remote: netip.AddrPortFrom(netip.MustParseAddr("10.77.0.1"), port), SndUna: 5, SndNxt: 7, RcvNxt: 9, Exact: exact, Call: []byte("call"),
+			}
 		}
-	}
+		peers := wire.Peers{Connections: []wire.Connection{
+			connection("10.77.0.2:2049", 700, true), connection("10.77.0.2:2049", 701, false),
+			connection("10.77.0.9:2049", 702, true), connection("10.77.0.9:2049", 703, false), // not our address
+		}}
+		if _, err := a.acquaint(context.Background(), encode(t, peers)); err != nil {
+			return err
+		}
+		r, err := a.tell(context.Background(), wire.TellRequest{Rate: 1000, Limit: time.Minute})
+		want := wire.TellResult{Called: 2, Reset: 1, Tickled: 1, Failure: "call 10.77.0.1: bind: cannot assign requested address"}
+		if err != nil || r != want {
+			t.Errorf("%+v, %v, want %+v", r, err, want)
+		}
+		return nil
+	})
 }
 
 // TestReadyAtAddress: a service that listens at an address of the role only is ready.

@@ -1,6 +1,7 @@
 // Package announce tells a network where an address is now, and the clients of a
 // dead kernel that their connections are gone. It makes the frames and packets for
-// that, byte by byte, and sends them at a limited rate.
+// that, byte by byte, and sends them at a limited rate. A connection on which something is left to say (Call) is carried
+// on by our kernel until the far end has answered.
 //
 // # Caveats
 //

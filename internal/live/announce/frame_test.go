@@ -65,8 +65,6 @@ func TestSegments(t *testing.T) {
 			"45 00 0028 0000 4000 40 06 2634 0a4d0002 0a4d0001 0801 03ff fffffff0 00000000 50 04 0000 8f53 0000"},
 		{"tickle", four.Tickle(0, 0x12345678), // one less than 0
 			"45 00 0028 0000 4000 40 06 2634 0a4d0002 0a4d0001 0801 03ff ffffffff 12345678 50 10 0000 268c 0000"},
-		{"data", four.Data(1, 2, []byte{1, 2, 3}),
-			"45 00 002b 0000 4000 40 06 2631 0a4d0002 0a4d0001 0801 03ff 00000001 00000002 50 18 ffff 8b28 0000 010203"},
 		{"reset over IPv6", six.Reset(1), header6 + "0050 9c40 00000001 00000000 50 04 0000 194b 0000"},
 		{"tickle over IPv6", six.Tickle(0x80000000, 2), header6 + "0050 9c40 7fffffff 00000002 50 10 0000 993e 0000"},
 	}

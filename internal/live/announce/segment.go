@@ -13,12 +13,7 @@ const (
 	hopLimit    = 64 // IPDEFTTL, include/uapi/linux/ip.h
 
 	flagRST = 1 << 2
-	flagPSH = 1 << 3
 	flagACK = 1 << 4
-
-	// window is the receive window that Data offers. Nobody reads the answer, but the far end must be able to send one,
-	// so that its connection is reset.
-	window = 1<<16 - 1
 )
 
 // Ends are the two ends of a TCP connection, of one address family. Neither is an
@@ -31,32 +26,24 @@ type Ends struct {
 // exactly the next byte that end expects (RFC 5961, 3.2): the dead side's SND.NXT if
 // none of its data was in flight. It acknowledges nothing, so that an end which has had
 // no answer to its SYN yet does not take it for a refusal (RFC 9293, 3.10.7.3).
-func (e Ends) Reset(seq uint32) []byte { return e.segment(seq, 0, flagRST, 0, nil) }
-
-// Data returns the IP packet with data that the remote end takes as the connection's next, if it expects seq and has
-// sent everything up to ack (RFC 9293, 3.10.7.4). Our kernel does not know the connection to which the remote end then
-// answers, and resets it.
-func (e Ends) Data(seq, ack uint32, data []byte) []byte {
-	return e.segment(seq, ack, flagPSH|flagACK, window, data)
-}
+func (e Ends) Reset(seq uint32) []byte { return e.segment(seq, 0, flagRST) }
 
 // Tickle returns the IP packet that makes the remote end say which numbers it
 // expects: an acknowledgement with a sequence number that the remote end has had
 // already, like a keep-alive (RFC 1122, 4.2.3.6). The remote end answers with the
 // right numbers, and a kernel that does not know the connection answers that with an
 // exact reset. una is the dead side's SND.UNA, which the remote end has acknowledged.
-func (e Ends) Tickle(una, ack uint32) []byte { return e.segment(una-1, ack, flagACK, 0, nil) }
+func (e Ends) Tickle(una, ack uint32) []byte { return e.segment(una-1, ack, flagACK) }
 
-// segment is a packet with a TCP segment without options. A window of 0 allows no answer but an acknowledgement.
-func (e Ends) segment(seq, ack uint32, flags byte, window uint16, data []byte) []byte {
+// segment is a packet with a TCP segment without options or data, and a window of 0: it allows no answer but an acknowledgement.
+func (e Ends) segment(seq, ack uint32, flags byte) []byte {
 	be := binary.BigEndian
 	from, to := e.Local.Addr(), e.Remote.Addr()
 	var b []byte
-	size := tcpBytes + len(data)
 	if from.Is4() {
-		b = appendIPv4(make([]byte, 0, ip4Bytes+size), size, protocolTCP, from, to)
+		b = appendIPv4(make([]byte, 0, ip4Bytes+tcpBytes), tcpBytes, protocolTCP, from, to)
 	} else {
-		b = appendIPv6(make([]byte, 0, ip6Bytes+size), size, protocolTCP, hopLimit, from, to)
+		b = appendIPv6(make([]byte, 0, ip6Bytes+tcpBytes), tcpBytes, protocolTCP, hopLimit, from, to)
 	}
 	at := len(b)
 	b = be.AppendUint16(b, e.Local.Port())
@@ -64,10 +51,8 @@ func (e Ends) segment(seq, ack uint32, flags byte, window uint16, data []byte) [
 	b = be.AppendUint32(b, seq)
 	b = be.AppendUint32(b, ack)
 	b = append(b, tcpBytes/4<<4, flags)
-	b = be.AppendUint16(b, window)
-	b = append(b, 0, 0, 0, 0) // checksum, urgent pointer
-	b = append(b, data...)
-	be.PutUint16(b[at+16:], checksum(b[at:], pseudo(from, to, protocolTCP, size)))
+	b = append(b, 0, 0, 0, 0, 0, 0) // window, checksum, urgent pointer
+	be.PutUint16(b[at+16:], checksum(b[at:], pseudo(from, to, protocolTCP, tcpBytes)))
 	return b
 }
 
@@ -113,11 +98,8 @@ func checksum(b []byte, start uint32) uint16 {
 }
 
 func sum(b []byte) (s uint32) {
-	for i := 0; i+1 < len(b); i += 2 {
+	for i := 0; i < len(b); i += 2 {
 		s += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	if n := len(b); n%2 != 0 { // as if a zero followed (RFC 1071, 4.1)
-		s += uint32(b[n-1]) << 8
 	}
 	return s
 }

@@ -84,6 +84,7 @@ type TellRequest struct {
 type TellResult struct {
 	Reset   int    `json:"reset"`   // sent a reset with the dead side's numbers
 	Tickled int    `json:"tickled"` // asked for their numbers, to be reset by the kernel
+	Called  int    `json:"called"`  // sent their Call; they are reset when they have answered
 	Untold  int    `json:"untold"`  // not sent anything
 	Failure string `json:"failure,omitempty"`
 }
