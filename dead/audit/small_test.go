@@ -213,7 +213,7 @@ func TestTree(t *testing.T) {
 			block, offset = tc.node, 0
 		}
 		check := func(name string, changed map[addr.Block][]byte, want audit.Trees) {
-			want.Blocks = tc.blocks
+			want.Blocks, want.Indirect = tc.blocks, tc.node != 0
 			if name == "cut" {
 				want.Blocks--
 			}

@@ -59,6 +59,8 @@ type Trees struct {
 	Blocks uint64
 	// Touched says that a part of the tree is among the changed blocks.
 	Touched bool
+	// Indirect says that both mappings are of indirect blocks, if they are of any: not of extents, and no data is in the inode.
+	Indirect bool
 	// Torn are changed extent nodes whose checksum is wrong, since they were being written.
 	// Here they have the right one, as e2fsck(8) would give it to them.
 	Torn map[addr.Block][]byte
@@ -102,6 +104,7 @@ func (m *Mapper) Tree(n addr.Ino) (*Trees, error) {
 		return nil, fmt.Errorf("map inode %d: %w", n, err)
 	}
 	t := &Trees{Old: was.out.runs(), New: is.out.runs(), Blocks: c.blocks(all), Touched: was.inode.Block != is.inode.Block, Torn: torn}
+	t.Indirect = (was.inode.Flags|is.inode.Flags)&(ext4.InodeExtents|ext4.InodeInlineData) == 0
 	for _, b := range is.out.nodes {
 		_, there := m.changed[b]
 		t.Touched = t.Touched || there

@@ -109,7 +109,7 @@ func (f *finisher) midUpdate(where trees, strict bool) error {
 		if !dir && i.Flags&unplain == 0 {
 			p.filled, p.zeros, p.unread = f.known(i)
 		}
-		p.complete = p.trees != nil && p.trees.Blocks*uint64(p.block/512) == i.Sectors
+		p.complete = complete(p.trees, p.block, i.Sectors)
 		m := AfterMount{Inode: i}
 		if at := p.divide(&m); at < p.size {
 			m.Lost = fmt.Errorf("inode %d: byte %d: %w", i.Ino, at, ErrMidUpdate)
@@ -205,9 +205,15 @@ type fileMap struct {
 	filled, zeros []addr.Span           // of a regular file, ascending
 	unread        bool                  // there are pages of it that are not in filled
 	zeroed        func(addr.Block) bool // whether a block of the disk is known to have only zeros
-	// complete says that the tree has as many blocks as the file has according to memory:
-	// what the tree does not map is a hole.
+	// complete says that what the tree does not map is a hole.
 	complete bool
+}
+
+// complete reports whether what a file's mapping does not map is a hole: it has as many blocks as the file has according to memory, or
+// it is of indirect blocks, where nothing is moved, and new ones are linked by a single store when all is in them
+// (fs/ext4/indirect.c, ext4_splice_branch). block is the size of a block in bytes.
+func complete(t *audit.Trees, block int64, sectors uint64) bool {
+	return t != nil && (t.Indirect || t.Blocks*uint64(block/512) == sectors)
 }
 
 // divide puts what is known of the blocks that are not mapped as before into m. It returns the

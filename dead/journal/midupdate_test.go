@@ -113,6 +113,20 @@ func TestDivide(t *testing.T) {
 	}
 }
 
+// TestComplete: of extents, some may be missing while the kernel moves them, unless their blocks add up; of indirect blocks, none is.
+func TestComplete(t *testing.T) {
+	for _, tc := range []struct {
+		trees *audit.Trees
+		want  bool
+	}{
+		{nil, false}, {&audit.Trees{Blocks: 14}, false}, {&audit.Trees{Blocks: 15}, true}, {&audit.Trees{Blocks: 14, Indirect: true}, true},
+	} {
+		if got := complete(tc.trees, 4096, 15*8); got != tc.want {
+			t.Errorf("%+v: %v", tc.trees, got)
+		}
+	}
+}
+
 // TestRevoked checks that a revoked block is as it is on the disk, whatever an earlier replay of
 // the log made of it, and that a block which is revoked and written is as it is written.
 func TestRevoked(t *testing.T) {
