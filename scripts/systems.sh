@@ -6,8 +6,8 @@
 #   $UNDERSTUDY_CACHE/systems/NAME-KEY.img; KEY stands for what is in it
 #
 # usage: scripts/systems.sh [NAME]; bin/understudy must be there. NAME is a suite of Debian's, with
-# programs that keep data, or host: a machine with what our package depends on, and nothing of
-# ours. Remove the files to have them made anew.
+# programs that keep data; host: a machine with what our package depends on, and nothing of
+# ours; or selinux: a server with Debian's policy for SELinux, which is enforced if the kernel is told security=selinux. Remove the files to have them made anew.
 set -euo pipefail
 
 name=${1:-bookworm}
@@ -27,6 +27,11 @@ host)
 	size=4096
 	packages=$(sed -n 's/^depends: \[\(.*\)\]/\1/p' packaging/nfpm.yaml | tr -d ' ')
 	;;
+selinux)
+	suite=bookworm
+	size=2560
+	packages=selinux-policy-default,policycoreutils,nginx-light,busybox-static,procps
+	;;
 *)
 	suite=$name
 	size=3072
@@ -34,6 +39,16 @@ host)
 	;;
 esac
 [[ -n $packages ]] || die "packaging/nfpm.yaml names nothing that the package depends on"
+# All files get the label that the policy has for them. setfilecon(3) needs /proc.
+enforce='
+set -e
+at=$(mktemp -d)
+trap "umount -R $at; rmdir $at" EXIT
+mount -o loop "$1" "$at"
+mount -t proc proc "$at/proc"
+sed -i "s/^SELINUX=.*/SELINUX=enforcing/" "$at/etc/selinux/config"
+chroot "$at" setfiles -F /etc/selinux/default/contexts/files/file_contexts /
+'
 key=$(echo "$suite $size $packages" | sha256sum)
 image=$cache/$name-${key:0:8}.img
 echo "$image"
@@ -51,7 +66,8 @@ if ! command -v mmdebstrap >/dev/null; then
 fi
 echo "systems: making $name (some minutes)" >&2
 "$understudy" image build --suite "$suite" --package "$packages" --size "$size" "$cache/new.img" >&2 || die "see above"
-[[ $name != host ]] || "$understudy" image prepare --undo "$cache/new.img" >&2 || die "see above"
+[[ $name != host && $name != selinux ]] || "$understudy" image prepare --undo "$cache/new.img" >&2 || die "see above"
+[[ $name != selinux ]] || unshare -m bash -c "$enforce" bash "$cache/new.img" >&2 || die "see above"
 mv "$cache/new.img.vmlinuz" "$image.vmlinuz"
 mv "$cache/new.img.initrd" "$image.initrd"
 sync "$cache/new.img"

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"understudy.dev/understudy/internal/lab/netlab"
 	"understudy.dev/understudy/internal/lab/systems"
 	"understudy.dev/understudy/internal/lab/tier"
@@ -67,6 +69,7 @@ head -c 300000 /dev/urandom > /var/lib/own
 for f in new/* /var/lib/own; do
   echo SUM $(sha256sum $f)
 done
+[ -e /sys/fs/selinux/enforce ] && echo ENFORCED $(cat /sys/fs/selinux/enforce) $(cat /proc/self/attr/current)
 echo UNSAVED
 exec sleep 1000000
 `
@@ -79,18 +82,31 @@ type guestRoot struct {
 	out   func(t *testing.T, image, plain string)
 	check []string // a program that checks the file system, and its options
 	mount string   // options with which mount(8) shows it
+
+	selinux bool // the system enforces SELinux
 }
 
 // guestRoots have each an image, a linear logical volume on one, and another type of file system.
 var guestRoots = map[string]guestRoot{
-	"image": {place: func(t *testing.T, plain, dir string) { renamed(t, plain, filepath.Join(dir, "left.img")) }, check: []string{"e2fsck", "-fn"}},
+	"image": {place: placeAsImage, check: []string{"e2fsck", "-fn"}},
 	"volume": {
 		place: placeInVolume,
 		out:   func(t *testing.T, image, plain string) { outOfVolume(t, image, "a-group/root", plain) },
 		check: []string{"e2fsck", "-fn"},
 	},
-	"xfs":   {place: placeOn("xfs"), check: []string{"xfs_repair", "-n"}},
-	"btrfs": {place: placeOn("btrfs"), check: []string{"btrfs", "check"}, mount: "subvol=@rootfs"},
+	"xfs":     {place: placeOn("xfs"), check: []string{"xfs_repair", "-n"}},
+	"btrfs":   {place: placeOn("btrfs"), check: []string{"btrfs", "check"}, mount: "subvol=@rootfs"},
+	"selinux": {place: placeAsImage, check: []string{"e2fsck", "-fn"}, selinux: true},
+}
+
+func placeAsImage(t *testing.T, plain, dir string) { renamed(t, plain, filepath.Join(dir, "left.img")) }
+
+// system is the name of the system there, and parameters are further ones of its kernel.
+func (r *guestRoot) system() (name, parameters string) {
+	if r.selinux {
+		return "selinux", " security=selinux"
+	}
+	return "bookworm", ""
 }
 
 func placeInVolume(t *testing.T, plain, dir string) {
@@ -155,7 +171,8 @@ func testGuests(t *testing.T, on guestRoot) {
 	vm(t)
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
-	root, err := systems.Find(t.Context(), "bookworm")
+	name, more := on.system()
+	root, err := systems.Find(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,11 +188,18 @@ func testGuests(t *testing.T, on guestRoot) {
 	err = errors.Join(
 		os.MkdirAll(in("disk/html"), 0o755), os.WriteFile(in("disk/work"), []byte(guestsWork), 0o755),
 		os.WriteFile(in("disk/html/old1"), []byte("one"), 0o644), os.WriteFile(in("disk/html/old2"), []byte("two"), 0o644),
-		os.WriteFile(in("pair.yaml"), fmt.Appendf(nil, guestsPair, cpus[0], cpus[1], root.Kernel, root.Initramfs, parameters), 0o600),
+		os.WriteFile(in("pair.yaml"), fmt.Appendf(nil, guestsPair, cpus[0], cpus[1], root.Kernel, root.Initramfs, parameters+more), 0o600),
 		os.WriteFile(in("data.img"), nil, 0o600), os.Truncate(in("data.img"), 256<<20),
 	)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if on.selinux {
+		for _, name := range []string{"disk", "disk/html", "disk/html/old1", "disk/html/old2"} {
+			if err := unix.Setxattr(in(name), "security.selinux", []byte(webContent), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	if out, err := exec.Command("mkfs.ext4", "-q", "-d", in("disk"), in("data.img")).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs: %v: %s", err, out)
@@ -269,9 +293,30 @@ func testGuests(t *testing.T, on guestRoot) {
 			t.Errorf("%s: %v: %s", image, err, out)
 		}
 	}
-	own := readFile(t, filepath.Join(mountedHere(t, in("left.img"), "ro,"+on.mount), "var/lib/own"))
+	there := mountedHere(t, in("left.img"), "ro,"+on.mount)
+	own := readFile(t, filepath.Join(there, "var/lib/own"))
 	if sum := fmt.Sprintf("SUM %x /var/lib/own", sha256.Sum256(own)); !strings.Contains(left, sum) {
 		t.Errorf("the dead side's own file is %s", sum)
+	}
+	if on.selinux {
+		checkEnforced(t, left, there)
+	}
+}
+
+// webContent is the label of what Debian's policy lets nginx serve.
+const webContent = "system_u:object_r:httpd_sys_content_t:s0\x00"
+
+// checkEnforced checks that SELinux was enforced, that the agent, which has started the script, is not confined by it, and that the
+// dead side's own file has the label that it had.
+func checkEnforced(t *testing.T, console, root string) {
+	t.Helper()
+	if !strings.Contains(console, "ENFORCED 1 system_u:system_r:initrc_t:s0") {
+		t.Error("SELinux was not enforced, or the agent is confined")
+	}
+	label := make([]byte, 128)
+	n, err := unix.Lgetxattr(filepath.Join(root, "var/lib/own"), "security.selinux", label)
+	if want := "system_u:object_r:var_lib_t:s0\x00"; err != nil || string(label[:n]) != want {
+		t.Errorf("the dead side's own file has the label %q, %v, want %q", label[:n], err, want)
 	}
 }
 

@@ -73,9 +73,9 @@ func furnish(tree, hostname string) error {
 	}
 	defer root.Close()
 	return errors.Join(
-		replace(root, "etc/hostname", []byte(hostname+"\n"), 0o644),
-		replace(root, "etc/hosts", []byte("127.0.0.1 localhost "+hostname+"\n::1 localhost\n"), 0o644),
-		replace(root, fstabPath, []byte("LABEL=root / ext4 defaults 0 1\n"), 0o644),
+		replace(root, "etc/hostname", []byte(hostname+"\n"), 0o644, ""),
+		replace(root, "etc/hosts", []byte("127.0.0.1 localhost "+hostname+"\n::1 localhost\n"), 0o644, ""),
+		replace(root, fstabPath, []byte("LABEL=root / ext4 defaults 0 1\n"), 0o644, ""),
 	)
 }
 

@@ -10,7 +10,8 @@ import (
 
 // Paths in a system of what we write there, and of what we look at.
 const (
-	programPath = "usr/lib/understudy/understudy"
+	programPath = "usr/libexec/understudy/understudy" // any policy of SELinux lets systemd start what is below /usr/libexec
+	formerPath  = "usr/lib/understudy/understudy"     // until 2026-12
 	unitPath    = "etc/systemd/system/" + unit.Agent
 	rulePath    = "etc/udev/rules.d/60-understudy.rules"
 	networkPath = "etc/systemd/network/00-understudy.network"
@@ -171,15 +172,4 @@ func rootSubvolume(fstab string) string {
 		}
 	}
 	return ""
-}
-
-// enforces reports whether the configuration of SELinux enforces it (selinux_config(5)): the first line with a
-// mode counts. Without one the kernel's own default holds, which is permissive.
-func enforces(config string) bool {
-	for line := range strings.Lines(config) {
-		if mode, ok := strings.CutPrefix(strings.TrimSpace(line), "SELINUX="); ok {
-			return !strings.EqualFold(mode, "permissive") && !strings.EqualFold(mode, "disabled")
-		}
-	}
-	return false
 }

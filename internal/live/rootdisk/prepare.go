@@ -42,11 +42,17 @@ func (d *Disk) Prepare(c Content, tell func(what string)) error {
 		if err := fits(root); err != nil {
 			return fmt.Errorf("prepare %s: %w", d.Path, err)
 		}
-		w := writer{root: root, tell: tell}
+		labels, err := readLabels(root)
+		if err != nil {
+			return fmt.Errorf("prepare %s: %w", d.Path, err)
+		}
+		w := writer{root: root, labels: labels, tell: tell}
 		w.put(programPath, program, 0o755)
 		w.put(unitPath, []byte(agentUnit), 0o644)
 		w.put(rulePath, []byte(rule), 0o644)
 		w.put(networkPath, []byte(network), 0o644)
+		w.remove(formerPath)
+		w.prune(path.Dir(formerPath))
 		for _, u := range c.Units {
 			w.put(dropInPath(u), []byte(unitDropIn(u)), 0o644)
 		}
@@ -70,11 +76,16 @@ func (d *Disk) Prepare(c Content, tell func(what string)) error {
 // Undo removes what Prepare has put there, and calls tell for each thing.
 func (d *Disk) Undo(tell func(what string)) error {
 	return d.on(d.root, change, func(root *os.Root) error {
-		w := writer{root: root, tell: tell}
-		for _, p := range []string{unitPath, rulePath, networkPath, programPath} {
+		labels, err := readLabels(root)
+		if err != nil {
+			return err
+		}
+		w := writer{root: root, labels: labels, tell: tell}
+		for _, p := range []string{unitPath, rulePath, networkPath, programPath, formerPath} {
 			w.remove(p)
 		}
 		w.prune(path.Dir(programPath))
+		w.prune(path.Dir(formerPath))
 		drops, err := fs.Glob(root.FS(), path.Join(unitsPath, "*.d", dropIn))
 		if err != nil {
 			return err
@@ -95,7 +106,7 @@ func (d *Disk) Undo(tell func(what string)) error {
 }
 
 // fits checks whether the agent can run in a system: systemd must be there to start it, a takeover needs
-// e2fsck(8), SELinux must accept files without a label, and no other file system may be mounted over them.
+// e2fsck(8), a policy of SELinux that is enforced must say which labels files have, and no other file system may be mounted over them.
 func fits(root *os.Root) error {
 	fstab, err := root.ReadFile(fstabPath)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -121,15 +132,15 @@ func fits(root *os.Root) error {
 			return hint.New("look for "+need.what, fs.ErrNotExist, need.advice)
 		}
 	}
-	config, err := root.ReadFile(selinuxPath)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	config, err := readOptional(root, selinuxPath)
+	if err != nil || !enforces(config) {
 		return err
 	}
-	if enforces(string(config)) {
-		return hint.New("look at /"+selinuxPath, errors.New("SELinux is enforced there, and what is written from here has no labels, so that the agent might not run"),
-			"Set SELINUX=permissive in it, and run this again.")
+	if l, err := readLabels(root); err != nil || l != nil {
+		return err
 	}
-	return nil
+	return hint.New("look at /"+selinuxPath, errors.New("SELinux is enforced there, but its policy has no file_contexts, so that the agent would have no label, and might not run"),
+		"Install the policy that it names, or set SELINUX=permissive in it, and run this again.")
 }
 
 // uuids returns the UUIDs of the file systems on the disk.
@@ -143,41 +154,69 @@ func (d *Disk) uuids() []string {
 
 // writer changes a system, until the first error.
 type writer struct {
-	root *os.Root
-	tell func(string)
-	err  error
+	root   *os.Root
+	labels *labels // nil: files have none
+	tell   func(string)
+	err    error
 }
 
-// put makes a file have that content.
+// put makes a file have that content, and its label.
 func (w *writer) put(name string, content []byte, mode os.FileMode) {
 	if w.err != nil {
 		return
 	}
+	label, err := w.labels.of(name, false)
+	if err != nil {
+		w.err = err
+		return
+	}
 	before, err := w.root.ReadFile(name)
-	if err == nil && bytes.Equal(before, content) {
+	if err == nil && bytes.Equal(before, content) && hasLabel(w.root, name, label) {
 		return
 	}
 	what := "wrote"
 	if err == nil {
 		what = "renewed"
 	}
-	if w.err = w.root.MkdirAll(path.Dir(name), 0o755); w.err == nil {
-		w.err = replace(w.root, name, content, mode)
+	if w.err = w.makeDirs(path.Dir(name)); w.err == nil {
+		w.err = replace(w.root, name, content, mode, label)
 	}
 	if w.err == nil {
 		w.tell(what + " /" + name)
 	}
 }
 
-// replace writes a file: complete and on disk, or not at all.
-func replace(root *os.Root, name string, content []byte, mode os.FileMode) error {
+// makeDirs makes a directory, and those that it is in. What was there before stays as it was.
+func (w *writer) makeDirs(name string) error {
+	if _, err := w.root.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := w.makeDirs(path.Dir(name)); err != nil {
+		return err
+	}
+	label, err := w.labels.of(name, true)
+	if err == nil {
+		err = w.root.Mkdir(name, 0o755)
+	}
+	if err != nil {
+		return err
+	}
+	f, err := w.root.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(setLabel(f, label), f.Close())
+}
+
+// replace writes a file with a label: complete and on disk, or not at all.
+func replace(root *os.Root, name string, content []byte, mode os.FileMode, label string) error {
 	draft := name + ".understudy-new"
 	f, err := root.OpenFile(draft, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode)
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(f, bytes.NewReader(content))
-	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err == nil {
+	if err = errors.Join(err, f.Chmod(mode), setLabel(f, label), f.Sync(), f.Close()); err == nil {
 		err = root.Rename(draft, name)
 	}
 	if err != nil {
@@ -223,7 +262,13 @@ func (w *writer) fstab(change func(string) string) {
 		w.err = err
 		return
 	}
-	if after := change(string(text)); after != string(text) {
-		w.err = replace(w.root, fstabPath, []byte(after), st.Mode().Perm())
+	after := change(string(text))
+	if after == string(text) {
+		return
 	}
+	label, err := w.labels.of(fstabPath, false)
+	if err == nil {
+		err = replace(w.root, fstabPath, []byte(after), st.Mode().Perm(), label)
+	}
+	w.err = err
 }

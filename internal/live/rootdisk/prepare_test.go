@@ -155,7 +155,7 @@ func TestPrepare(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := []string{
-				"wrote /usr/lib/understudy/understudy", "wrote /etc/systemd/system/understudy-agent.service", "wrote /etc/udev/rules.d/60-understudy.rules",
+				"wrote /usr/libexec/understudy/understudy", "wrote /etc/systemd/system/understudy-agent.service", "wrote /etc/udev/rules.d/60-understudy.rules",
 				"wrote /etc/systemd/network/00-understudy.network", "wrote /etc/systemd/system/db.service.d/understudy.conf",
 				"set aside in /etc/fstab: UUID=2 /srv ext4 defaults 0 2",
 			}
@@ -182,7 +182,7 @@ func TestPrepare(t *testing.T) {
 				t.Fatal(err)
 			}
 			now := files(t, path, tt.options)
-			if now["usr/lib/understudy/understudy"] != "the agent" || !strings.Contains(now["etc/fstab"], "\n#understudy: UUID=2 /srv") || len(now) != len(before)+5 {
+			if now["usr/libexec/understudy/understudy"] != "the agent" || !strings.Contains(now["etc/fstab"], "\n#understudy: UUID=2 /srv") || len(now) != len(before)+5 {
 				t.Errorf("the disk has %q", now)
 			}
 			if d, err = Open(path, disk.Where{}); err != nil {
@@ -288,7 +288,7 @@ func TestPrepareRefuses(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Dir(config), 0o755), os.WriteFile(config, []byte("# SELINUX=disabled\nSELINUX=enforcing\n"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	refused(image(t, enforced, false), "SELinux is enforced")
+	refused(image(t, enforced, false), "has no file_contexts")
 	empty := filepath.Join(t.TempDir(), "empty")
 	if err := errors.Join(os.WriteFile(empty, nil, 0o600), os.Truncate(empty, 1<<20)); err != nil {
 		t.Fatal(err)
@@ -477,17 +477,6 @@ func TestHides(t *testing.T) {
 	} {
 		if got := hides("\n" + line + "\n"); (got == line) != hidden || got != "" != hidden {
 			t.Errorf("%q: %q", line, got)
-		}
-	}
-}
-
-func TestEnforces(t *testing.T) {
-	for config, want := range map[string]bool{
-		"": false, "SELINUX=enforcing\n": true, "#SELINUX=enforcing\n\nSELINUX=permissive\nSELINUXTYPE=targeted\n": false,
-		"SELINUXTYPE=targeted": false, "  SELINUX=Disabled": false, "SELINUX=what": true,
-	} {
-		if got := enforces(config); got != want {
-			t.Errorf("%q: %v", config, got)
 		}
 	}
 }
