@@ -208,13 +208,19 @@ func TestAcquaint(t *testing.T) {
 	})
 }
 
+// offline returns an agent with an interface from which no router is reached.
+func offline(mac string) (*Agent, error) {
+	a := New(nil)
+	nics := identity(mac)
+	nics[0].Gateway, nics[0].Gateway6 = "", ""
+	return a, a.network.setUp(nics)
+}
+
 // TestTell: each peer is counted once, under what was done about it.
 func TestTell(t *testing.T) {
 	inNamespace(t, func(mac string) error {
-		a := New(nil)
-		nics := identity(mac)
-		nics[0].Gateway, nics[0].Gateway6 = "", ""
-		if err := a.network.setUp(nics); err != nil {
+		a, err := offline(mac)
+		if err != nil {
 			return err
 		}
 		connection := func(local, remote string, exact bool) wire.Connection {
@@ -253,10 +259,8 @@ func TestTell(t *testing.T) {
 // TestCalled: a peer that is to be called is called, and told as any other if it cannot be.
 func TestCalled(t *testing.T) {
 	inNamespace(t, func(mac string) error {
-		a := New(nil)
-		nics := identity(mac)
-		nics[0].Gateway, nics[0].Gateway6 = "", ""
-		if err := a.network.setUp(nics); err != nil {
+		a, err := offline(mac)
+		if err != nil {
 			return err
 		}
 		connection := func(local string, port uint16, exact bool) wire.Connection {
