@@ -256,7 +256,7 @@ func (a *Agent) tell(ctx context.Context, r wire.TellRequest) (result wire.TellR
 	var calls []*announce.Call
 	sent := announce.Pace{Rate: max(1, r.Rate)}.Run(ctx, len(peers), func(i int) {
 		p := &peers[i]
-		if c := p.start(&result); c != nil {
+		if c := p.start(len(calls), &result); c != nil {
 			calls = append(calls, c)
 			return
 		}
@@ -280,9 +280,18 @@ func (a *Agent) tell(ctx context.Context, r wire.TellRequest) (result wire.TellR
 	return result, nil
 }
 
-// start starts the call of a peer that has one, and returns nil otherwise, or if that fails.
-func (p *packet) start(result *wire.TellResult) *announce.Call {
+// maxCalls bounds the calls that wait for an answer at a time. Each has a file descriptor, of which PID 1 may have 4096
+// (INR_OPEN_MAX, include/uapi/linux/fs.h).
+const maxCalls = 2048
+
+// start starts the call of a peer that has one, beside others that have begun. It returns nil if there is none to be started, or if that
+// fails.
+func (p *packet) start(others int, result *wire.TellResult) *announce.Call {
 	if p.call == nil {
+		return nil
+	}
+	if others >= maxCalls {
+		result.Failure = fmt.Sprintf("more than %d clients to call at a time", maxCalls)
 		return nil
 	}
 	c, err := p.call()

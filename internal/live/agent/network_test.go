@@ -281,6 +281,18 @@ func TestCalled(t *testing.T) {
 		if err != nil || r != want {
 			t.Errorf("%+v, %v, want %+v", r, err, want)
 		}
+		peers.Connections = nil
+		for port := range uint16(maxCalls + 3) {
+			peers.Connections = append(peers.Connections, connection("10.77.0.2:2049", 1000+port, true))
+		}
+		if _, err := a.acquaint(context.Background(), encode(t, peers)); err != nil {
+			return err
+		}
+		r, err = a.tell(context.Background(), wire.TellRequest{Rate: 1 << 20, Limit: time.Minute})
+		want = wire.TellResult{Called: maxCalls, Reset: 3, Failure: "more than 2048 clients to call at a time"}
+		if err != nil || r != want {
+			t.Errorf("%+v, %v, want %+v", r, err, want)
+		}
 		return nil
 	})
 }
