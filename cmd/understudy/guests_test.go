@@ -29,7 +29,7 @@ partitions:
   left: {cpus: "%[1]d", memory: 640MiB, kernel: %[3]s, initramfs: %[4]s, root: left.img, append: "%[5]s"}
   right: {cpus: "%[2]d", memory: 640MiB, kernel: %[3]s, initramfs: %[4]s, root: right.img, append: "%[5]s"}
 disks:
-  - {name: data, image: data.img, mount: /var/www}
+  - {name: data, image: data.img, type: %[6]s, mount: /var/www}
 nics:
   - {name: lan, mac: "52:54:00:00:00:02", address: 10.77.0.2/24, gateway: 10.77.0.1, bridge: br0}
 services:
@@ -88,7 +88,7 @@ type guestRoot struct {
 
 // guestRoots have each an image, a linear logical volume on one, and another type of file system.
 var guestRoots = map[string]guestRoot{
-	"image": {place: placeAsImage, check: []string{"e2fsck", "-fn"}},
+	"image": {place: func(t *testing.T, plain, dir string) { renamed(t, plain, filepath.Join(dir, "left.img")) }, check: []string{"e2fsck", "-fn"}},
 	"volume": {
 		place: placeInVolume,
 		out:   func(t *testing.T, image, plain string) { outOfVolume(t, image, "a-group/root", plain) },
@@ -96,10 +96,8 @@ var guestRoots = map[string]guestRoot{
 	},
 	"xfs":     {place: placeOn("xfs"), check: []string{"xfs_repair", "-n"}},
 	"btrfs":   {place: placeOn("btrfs"), check: []string{"btrfs", "check"}, mount: "subvol=@rootfs"},
-	"selinux": {place: placeAsImage, check: []string{"e2fsck", "-fn"}, selinux: true},
+	"selinux": {place: placeOn("xfs"), check: []string{"xfs_repair", "-n"}, selinux: true}, // as RHEL has it
 }
-
-func placeAsImage(t *testing.T, plain, dir string) { renamed(t, plain, filepath.Join(dir, "left.img")) }
 
 // system is the name of the system there, and parameters are further ones of its kernel.
 func (r *guestRoot) system() (name, parameters string) {
@@ -172,6 +170,10 @@ func testGuests(t *testing.T, on guestRoot) {
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
 	name, more := on.system()
+	kind, shared := "ext4", []string{"e2fsck", "-fn"} // of the shared disk
+	if on.selinux {
+		kind, shared = "xfs", on.check
+	}
 	root, err := systems.Find(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
@@ -188,20 +190,15 @@ func testGuests(t *testing.T, on guestRoot) {
 	err = errors.Join(
 		os.MkdirAll(in("disk/html"), 0o755), os.WriteFile(in("disk/work"), []byte(guestsWork), 0o755),
 		os.WriteFile(in("disk/html/old1"), []byte("one"), 0o644), os.WriteFile(in("disk/html/old2"), []byte("two"), 0o644),
-		os.WriteFile(in("pair.yaml"), fmt.Appendf(nil, guestsPair, cpus[0], cpus[1], root.Kernel, root.Initramfs, parameters+more), 0o600),
+		os.WriteFile(in("pair.yaml"), fmt.Appendf(nil, guestsPair, cpus[0], cpus[1], root.Kernel, root.Initramfs, parameters+more, kind), 0o600),
 		os.WriteFile(in("data.img"), nil, 0o600), os.Truncate(in("data.img"), 256<<20),
 	)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if on.selinux {
-		for _, name := range []string{"disk", "disk/html", "disk/html/old1", "disk/html/old2"} {
-			if err := unix.Setxattr(in(name), "security.selinux", []byte(webContent), 0); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-d", in("disk"), in("data.img")).CombinedOutput(); err != nil {
+		checked(t, "unshare", "-m", "bash", "-c", labelled, "bash", in("disk"), in("data.img"), t.TempDir(), webContent)
+	} else if out, err := exec.Command("mkfs.ext4", "-q", "-d", in("disk"), in("data.img")).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs: %v: %s", err, out)
 	}
 	lab, err := netlab.NewLab(netip.MustParsePrefix(clients4))
@@ -288,7 +285,7 @@ func testGuests(t *testing.T, on guestRoot) {
 			renamed(t, in("plain.img"), in(side))
 		}
 	}
-	for image, check := range map[string][]string{"left.img": on.check, "right.img": on.check, "data.img": {"e2fsck", "-fn"}} { // all of them are unmounted
+	for image, check := range map[string][]string{"left.img": on.check, "right.img": on.check, "data.img": shared} { // all of them are unmounted
 		if out, err := exec.Command(check[0], append(check[1:len(check):len(check)], in(image))...).CombinedOutput(); err != nil || strings.Contains(string(out), "journal recovery") {
 			t.Errorf("%s: %v: %s", image, err, out)
 		}
@@ -304,7 +301,18 @@ func testGuests(t *testing.T, on guestRoot) {
 }
 
 // webContent is the label of what Debian's policy lets nginx serve.
-const webContent = "system_u:object_r:httpd_sys_content_t:s0\x00"
+const webContent = "system_u:object_r:httpd_sys_content_t:s0"
+
+// labelled makes an image with XFS of a directory, all of which gets a label.
+const labelled = `
+set -euo pipefail
+from=$1 to=$2 at=$3 label=$4
+truncate -s 512M "$to"
+mkfs.xfs -q "$to"
+mount -o loop "$to" "$at"
+cp -a "$from"/. "$at"
+find "$at" -exec setfattr -h -n security.selinux -v "$label" {} +
+`
 
 // checkEnforced checks that SELinux was enforced, that the agent, which has started the script, is not confined by it, and that the
 // dead side's own file has the label that it had.
