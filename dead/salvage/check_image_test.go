@@ -229,6 +229,52 @@ func (d *damaged) put(t *testing.T, k *kernel.Kernel, at addr.Virt, v uint64) {
 	}
 }
 
+// TestTorn: without a journal, blocks may differ while an inode is being evicted, which no list of inodes tells.
+func TestTorn(t *testing.T) {
+	image := fixture.Get(t, fixture.Everything(fixture.Default))
+	id := uuidOf(t, image.Format("ext2"))
+	k := openKernel(t, image)
+	if n := planIn(t, k.Memory(), id).Torn(); n != 0 {
+		t.Errorf("nothing is in flight: %d", n)
+	}
+	mem := &damaged{Memory: k.Memory(), bytes: make(map[addr.Phys]byte)}
+	mem.evict(t, k, id)
+	if n := planIn(t, mem, id).Torn(); n == 0 {
+		t.Error("an inode is being evicted, and no block may differ")
+	}
+}
+
+// evict makes a file system have one operation more in flight, at the level of evictions (SB_FREEZE_FS, include/linux/fs.h).
+func (d *damaged) evict(t *testing.T, k *kernel.Kernel, id pagecache.UUID) {
+	t.Helper()
+	c, err := pagecache.Open(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Superblock(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	super, sem := k.Types().Layout("super_block"), k.Types().Layout("percpu_rw_semaphore")
+	levels, count := super.Field("s_writers.rw_sem"), sem.Field("read_count", 8)
+	counter, err := k.Pointer(count.In(levels.In(s.Addr) + addr.Virt(2*sem.Size)))
+	if err := errors.Join(super.Err(), sem.Err(), err); err != nil {
+		t.Fatal(err)
+	}
+	for at, err := range k.PerCPU(counter) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		was, err := k.U64(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.put(t, k, at, was+1)
+		return
+	}
+	t.Fatal("no CPU is possible")
+}
+
 // TestUnborn checks that an inode that the kernel is making, and that has a number already, is no file, and that one that is
 // as empty, and hashed, is refused.
 func TestUnborn(t *testing.T) {

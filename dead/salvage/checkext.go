@@ -160,8 +160,12 @@ func (r *recovered) check() error {
 	return nil
 }
 
-// torn returns how many blocks may differ without a journal.
+// torn returns how many blocks may differ without a journal: an operation changes a block in memory before it marks the buffer as dirty. An inode
+// that is being evicted is in no list, and its directory is not locked any more; but the eviction is in flight.
 func (r *recovered) torn() int {
+	if n, err := r.p.cache.InFlight(&r.p.Super); err == nil && n > 0 {
+		return maxTorn
+	}
 	for i, err := range r.p.cache.Inodes(&r.p.Super) {
 		if err != nil || i.Writing || i.New {
 			return maxTorn
