@@ -3,7 +3,7 @@ package announce
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"time"
@@ -29,8 +29,8 @@ type Call struct {
 }
 
 // StartCall sends data that the remote end takes as the connection's next, if it expects seq and has sent everything up to ack. The
-// connection's local address is this host's; a link-local one is on the interface with that index. Nothing is changed if
-// there is an error. The connection is made with TCP_REPAIR (net/ipv4/tcp.c), which needs CAP_NET_ADMIN.
+// connection's local address is this host's; a link-local one is on the interface with that index. If there
+// is an error, nothing was sent, or the connection was reset. The connection is made with TCP_REPAIR (net/ipv4/tcp.c), which needs CAP_NET_ADMIN.
 func (e Ends) StartCall(seq, ack uint32, data []byte, index int) (*Call, error) {
 	family := unix.AF_INET
 	if e.Local.Addr().Is6() {
@@ -43,11 +43,14 @@ func (e Ends) StartCall(seq, ack uint32, data []byte, index int) (*Call, error) 
 	if err := e.carryOn(fd, seq, ack, index); err != nil {
 		return nil, errors.Join(err, unix.Close(fd)) // under repair: closed without a packet
 	}
-	c := &Call{fd: fd}
-	if n, err := unix.Write(fd, data); err != nil || n != len(data) {
-		return nil, errors.Join(fmt.Errorf("%d of %d bytes sent: %w", n, len(data), err), c.Close())
+	n, err := unix.Write(fd, data)
+	if err == nil && n < len(data) {
+		err = io.ErrShortWrite
 	}
-	return c, nil
+	if err != nil {
+		return nil, errors.Join(os.NewSyscallError("write", err), unix.Close(fd))
+	}
+	return &Call{fd: fd}, nil
 }
 
 // carryOn makes a new socket an established connection with the given numbers, without a packet.
